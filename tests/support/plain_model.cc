@@ -1,0 +1,128 @@
+#include "tests/support/plain_model.h"
+
+#include <cmath>
+#include <limits>
+
+#include "worker/train/model/rope.h"
+
+namespace lemo::train::testing {
+namespace {
+
+at::Tensor Norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return weight * (x * at::rsqrt(x.pow(2).mean(-1, true) + eps));
+}
+
+struct Builder {
+  const DecoderConfig& config;
+  const Parameters& parameters;
+  const PlainOptions& options;
+
+  at::Tensor Linear(const at::Tensor& x, const std::string& name) const {
+    const auto bias = parameters.find(name + ".bias");
+    at::Tensor y = at::matmul(x, parameters.at(name + ".weight").t());
+    if (bias != parameters.end()) y = y + bias->second;
+    const std::string key = "base_model.model." + name + ".lora_";
+    if (const auto a = parameters.find(key + "A.weight"); a != parameters.end()) {
+      y = y + options.lora_scale *
+                  at::matmul(at::matmul(x, a->second.t()), parameters.at(key + "B.weight").t());
+    }
+    return y;
+  }
+};
+
+// x [N, heads, D], angles of each row.
+at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  const int64_t half = x.size(2) / 2;
+  const at::Tensor a = x.narrow(2, 0, half), b = x.narrow(2, half, half);
+  const at::Tensor c = cos.unsqueeze(1), s = sin.unsqueeze(1);
+  return at::cat({a * c - b * s, b * c + a * s}, 2);
+}
+
+// True where row i may see row j.
+at::Tensor Visible(const MicroBatch& batch) {
+  at::Tensor visible = at::zeros({batch.rows(), batch.rows()}, at::kBool);
+  for (size_t i = 0; i + 1 < batch.document_starts.size(); ++i) {
+    const int64_t first = batch.document_starts[i], end = batch.document_starts[i + 1];
+    visible.narrow(0, first, end - first).narrow(1, first, end - first).fill_(true);
+  }
+  return visible.tril();
+}
+
+}  // namespace
+
+at::Tensor PlainHidden(const DecoderConfig& config, const Parameters& parameters,
+                       const MicroBatch& batch, const PlainOptions& options) {
+  const Builder model{config, parameters, options};
+  const int64_t rows = batch.rows();
+  const at::Tensor tokens = at::tensor(at::ArrayRef<int32_t>(batch.tokens), at::kLong);
+  const at::Tensor& embedding = parameters.at("model.embed_tokens.weight");
+  const auto type = embedding.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor cos = at::empty({rows, config.head_dim / 2}, type), sin = at::empty_like(cos);
+  if (type == at::kDouble) {
+    FillRopeTables(config.rope, config.head_dim, batch.positions, batch.document_starts,
+                   cos.data_ptr<double>(), sin.data_ptr<double>());
+  } else {
+    FillRopeTables(config.rope, config.head_dim, batch.positions, batch.document_starts,
+                   cos.data_ptr<float>(), sin.data_ptr<float>());
+  }
+  at::Tensor x = embedding.index_select(0, tokens);
+  const at::Tensor visible = Visible(batch);
+  for (int64_t i = 0; i < config.layers; ++i) {
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    const auto weight = [&](const std::string& name) {
+      return parameters.at(prefix + name + ".weight");
+    };
+    at::Tensor a = Norm(x, weight("input_layernorm"), config.rms_norm_eps);
+    at::Tensor q = model.Linear(a, prefix + "self_attn.q_proj").view({rows, config.heads, -1});
+    at::Tensor k = model.Linear(a, prefix + "self_attn.k_proj").view({rows, config.kv_heads, -1});
+    at::Tensor v = model.Linear(a, prefix + "self_attn.v_proj").view({rows, config.kv_heads, -1});
+    if (config.qk_norm) {
+      q = Norm(q, weight("self_attn.q_norm"), config.rms_norm_eps);
+      k = Norm(k, weight("self_attn.k_norm"), config.rms_norm_eps);
+    }
+    q = Rotate(q, cos, sin).transpose(0, 1);
+    const int64_t group = config.heads / config.kv_heads;
+    k = Rotate(k, cos, sin).repeat_interleave(group, 1).transpose(0, 1);
+    v = v.repeat_interleave(group, 1).transpose(0, 1);
+    at::Tensor mask = visible;
+    if (!options.attention_rows.empty()) {
+      // Eliminated rows drop out as keys. As queries their output is dropped below; they keep their
+      // own keys here only so that no softmax is empty.
+      const at::Tensor& kept = options.attention_rows[i];
+      mask = mask & (kept.unsqueeze(0) | kept.logical_not().unsqueeze(1));
+    }
+    at::Tensor scores = at::matmul(q, k.transpose(1, 2)) / std::sqrt(double(config.head_dim));
+    scores = scores.masked_fill(mask.logical_not(), -std::numeric_limits<double>::infinity());
+    const at::Tensor o = at::matmul(at::softmax(scores, -1), v);
+    at::Tensor y = model.Linear(o.transpose(0, 1).reshape({rows, -1}), prefix + "self_attn.o_proj");
+    if (!options.attention_rows.empty())
+      y = at::where(options.attention_rows[i].unsqueeze(1), y, at::zeros_like(y));
+    x = x + y;
+    a = Norm(x, weight("post_attention_layernorm"), config.rms_norm_eps);
+    y = model.Linear(at::silu(model.Linear(a, prefix + "mlp.gate_proj")) *
+                         model.Linear(a, prefix + "mlp.up_proj"),
+                     prefix + "mlp.down_proj");
+    if (!options.mlp_rows.empty())
+      y = at::where(options.mlp_rows[i].unsqueeze(1), y, at::zeros_like(y));
+    x = x + y;
+  }
+  return x;
+}
+
+at::Tensor PlainLogits(const DecoderConfig& config, const Parameters& parameters,
+                       const MicroBatch& batch, const PlainOptions& options) {
+  const at::Tensor x = Norm(PlainHidden(config, parameters, batch, options),
+                            parameters.at("model.norm.weight"), config.rms_norm_eps);
+  const at::Tensor& head =
+      parameters.at(config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+  return at::matmul(x, head.t());
+}
+
+at::Tensor PlainLoss(const DecoderConfig& config, const Parameters& parameters,
+                     const MicroBatch& batch, const PlainOptions& options) {
+  const at::Tensor labels = at::tensor(at::ArrayRef<int32_t>(batch.labels), at::kLong);
+  return at::nll_loss(at::log_softmax(PlainLogits(config, parameters, batch, options), -1), labels,
+                      {}, at::Reduction::Sum, kIgnoreLabel);
+}
+
+}  // namespace lemo::train::testing

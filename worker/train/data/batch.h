@@ -1,0 +1,40 @@
+// What one step trains on, as plain integers: no padding anywhere, documents lie one after another.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace lemo::train {
+
+// Label of a row that carries no loss.
+inline constexpr int32_t kIgnoreLabel = -100;
+
+// The rows of one forward and backward pass. All vectors but the last have one entry a row.
+struct MicroBatch {
+  std::vector<int32_t> tokens;
+  // The token that the row must predict: the next token of the same document where that token is
+  // trained, else kIgnoreLabel. The last row of a document is always kIgnoreLabel.
+  std::vector<int32_t> labels;
+  // Position in the document, from 0.
+  std::vector<int32_t> positions;
+  // First row of every document, and the number of rows at the end: attention stays inside.
+  std::vector<int32_t> document_starts;
+
+  int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+};
+
+// One optimizer step's worth (the effective batch).
+struct Batch {
+  std::vector<MicroBatch> micro_batches;
+  int64_t sequences = 0;
+  int64_t tokens = 0;
+  int64_t labelled_tokens = 0;
+};
+
+// Where a data stream stands; everything it needs to go on exactly there. Part of a checkpoint.
+struct DataCursor {
+  int64_t epoch = 0;     // passes over the data finished
+  int64_t sequence = 0;  // sequences of this epoch already given out
+};
+
+}  // namespace lemo::train

@@ -1,0 +1,162 @@
+#include "worker/train/data/batches.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "common/violations.h"
+
+namespace lemo::train {
+namespace {
+
+// Adds a document behind those that `batch` has.
+void Append(const Document& document, MicroBatch* batch) {
+  if (batch->document_starts.empty()) batch->document_starts.push_back(0);
+  const size_t length = document.tokens.size();
+  batch->tokens.insert(batch->tokens.end(), document.tokens.begin(), document.tokens.end());
+  for (size_t i = 0; i < length; ++i) {
+    const bool labelled = i + 1 < length && document.trained[i + 1] != 0;
+    batch->labels.push_back(labelled ? document.tokens[i + 1] : kIgnoreLabel);
+    batch->positions.push_back(static_cast<int32_t>(i));
+  }
+  batch->document_starts.push_back(static_cast<int32_t>(batch->rows()));
+}
+
+bool Fits(const MicroBatch& batch, int64_t more, int64_t limit) {
+  return batch.rows() == 0 || batch.rows() + more <= limit;
+}
+
+}  // namespace
+
+BatchStream::BatchStream(const Dataset* data, const BatchOptions& options)
+    : data_(data),
+      options_(options),
+      order_(data, OrderOptions{.seed = options.seed,
+                                .max_length = options.max_length,
+                                .packing = options.packing}) {}
+
+absl::StatusOr<BatchStream> BatchStream::Create(const Dataset* data, const BatchOptions& options) {
+  Violations faults;
+  if (options.max_length < 1) faults.Add("data.max_length", "must be above 0");
+  if ((options.batch_sequences > 0) == (options.batch_tokens > 0)) {
+    faults.Add("train.batch_sequences", "give either this or batch_tokens");
+  }
+  if (options.micro_batch_tokens < 0)
+    faults.Add("train.micro_batch_tokens", "must not be negative");
+  if (data->rows() == 0) faults.Add("data.train", "has no documents");
+  if (data->longest() > options.max_length) {
+    faults.Add("data.max_length", absl::StrCat("is ", options.max_length, ", but a document has ",
+                                               data->longest(), " tokens"));
+  }
+  LEMO_RETURN_IF_ERROR(faults.ToStatus());
+  BatchOptions filled = options;
+  if (filled.micro_batch_tokens == 0) filled.micro_batch_tokens = filled.max_length;
+  return BatchStream(data, filled);
+}
+
+template <typename Take>
+void BatchStream::ForBatch(SequenceOrder* order, Take take) const {
+  const int64_t epoch = order->epoch();
+  int64_t sequences = 0;
+  int64_t tokens = 0;
+  do {
+    const int64_t more = order->tokens();
+    const bool full = options_.batch_sequences > 0 ? sequences == options_.batch_sequences
+                                                   : tokens + more > options_.batch_tokens;
+    if (sequences > 0 && full) return;
+    take(order->documents(), more);
+    ++sequences;
+    tokens += more;
+    order->Advance();
+  } while (order->epoch() == epoch);
+}
+
+Batch BatchStream::Next() {
+  Batch batch;
+  ForBatch(&order_, [&](const std::vector<int64_t>& documents, int64_t tokens) {
+    if (batch.micro_batches.empty() ||
+        !Fits(batch.micro_batches.back(), tokens, options_.micro_batch_tokens)) {
+      batch.micro_batches.emplace_back();
+    }
+    for (const int64_t i : documents) {
+      const Document document = data_->row(i);
+      Append(document, &batch.micro_batches.back());
+      batch.labelled_tokens += document.labels;
+    }
+    ++batch.sequences;
+    batch.tokens += tokens;
+  });
+  return batch;
+}
+
+absl::Status BatchStream::Seek(const DataCursor& cursor) {
+  if (cursor.epoch < 0 || cursor.sequence < 0 || cursor.sequence > SequencesPerEpoch()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the data has no place epoch ", cursor.epoch, ", sequence ", cursor.sequence,
+                     "; an epoch has ", SequencesPerEpoch(), " sequences"));
+  }
+  const bool over = cursor.sequence == SequencesPerEpoch();
+  order_.Seek(cursor.epoch + (over ? 1 : 0), over ? 0 : cursor.sequence);
+  return absl::OkStatus();
+}
+
+int64_t BatchStream::StepsInEpoch(int64_t epoch) const {
+  if (options_.batch_sequences > 0) {
+    return (SequencesPerEpoch() + options_.batch_sequences - 1) / options_.batch_sequences;
+  }
+  SequenceOrder order = order_;
+  order.Seek(epoch, 0);
+  int64_t steps = 0;
+  for (; order.epoch() == epoch; ++steps) ForBatch(&order, [](const auto&, int64_t) {});
+  return steps;
+}
+
+int64_t BatchStream::StepsForEpochs(double epochs) const {
+  const auto whole = static_cast<int64_t>(std::floor(epochs));
+  int64_t steps = 0;
+  if (options_.batch_sequences > 0) {
+    steps = whole * StepsInEpoch(0);
+  } else {
+    for (int64_t epoch = 0; epoch < whole; ++epoch) steps += StepsInEpoch(epoch);
+  }
+  const auto sequences = static_cast<int64_t>(
+      std::ceil((epochs - static_cast<double>(whole)) * static_cast<double>(SequencesPerEpoch())));
+  if (sequences == 0) return steps;
+  SequenceOrder order = order_;
+  order.Seek(whole, 0);
+  while (order.epoch() == whole && order.sequence() < sequences) {
+    ForBatch(&order, [](const auto&, int64_t) {});
+    ++steps;
+  }
+  return steps;
+}
+
+int64_t BatchStream::MaxMicroBatchRows() const {
+  const int64_t longest = order_.longest_sequence();
+  const int64_t batch = options_.batch_sequences > 0 ? options_.batch_sequences * longest
+                                                     : std::max(options_.batch_tokens, longest);
+  return std::max(longest, std::min(options_.micro_batch_tokens, batch));
+}
+
+EvalBatches::EvalBatches(const Dataset* data, int64_t micro_batch_tokens, int64_t max_documents)
+    : data_(data),
+      micro_batch_tokens_(micro_batch_tokens),
+      end_(max_documents > 0 ? std::min(max_documents, data->rows()) : data->rows()) {}
+
+std::optional<MicroBatch> EvalBatches::Next() {
+  if (next_ >= end_) return std::nullopt;
+  MicroBatch batch;
+  while (next_ < end_ && Fits(batch, data_->length(next_), micro_batch_tokens_)) {
+    Append(data_->row(next_), &batch);
+    ++next_;
+  }
+  return batch;
+}
+
+int64_t EvalBatches::MaxMicroBatchRows() const {
+  return std::max(data_->longest(), std::min(micro_batch_tokens_, data_->tokens()));
+}
+
+}  // namespace lemo::train

@@ -1,0 +1,124 @@
+#include "worker/train/loop/inputs.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/status_macros.h"
+#include "worker/train/model/family/family.h"
+#include "worker/train/model/family/run_length.h"
+#include "worker/train/publish/peft_pattern.h"
+
+namespace lemo::train {
+namespace {
+
+void AddStatus(const std::string& field, const absl::Status& status, Violations* violations) {
+  for (const absl::string_view line : absl::StrSplit(status.message(), '\n')) {
+    violations->Add(field, std::string(line));
+  }
+}
+
+// Targets are checked against the names that the config implies, so that a typing mistake is found
+// before gigabytes of weights are read.
+void CheckTargets(const Inputs& inputs, Violations* violations) {
+  if (!inputs.spec.tuner().has_lora()) return;
+  std::vector<std::string> modules;
+  std::vector<std::string> last_names;
+  for (const TensorSpec& tensor : ExpectedTensors(inputs.config)) {
+    constexpr const char* kSuffix = "_proj.weight";
+    if (tensor.name.find(kSuffix) == std::string::npos) continue;
+    modules.push_back(tensor.name.substr(0, tensor.name.size() - std::string(".weight").size()));
+    const std::string last = modules.back().substr(modules.back().rfind('.') + 1);
+    if (std::find(last_names.begin(), last_names.end(), last) == last_names.end()) {
+      last_names.push_back(last);
+    }
+  }
+  const auto& targets = inputs.spec.tuner().lora().targets();
+  for (int i = 0; i < targets.size(); ++i) {
+    const std::string& target = targets[i];
+    if (target == "all-linear") continue;
+    if (std::any_of(modules.begin(), modules.end(), [&target](const std::string& module) {
+          return MatchesPeftTarget(module, target);
+        })) {
+      continue;
+    }
+    std::string names;
+    for (const std::string& name : last_names)
+      absl::StrAppend(&names, names.empty() ? "" : ", ", name);
+    violations->Add(absl::StrCat("tuner.lora.targets[", i, "]"),
+                    absl::StrCat("this model has no linear module called \"", target, "\"; it has ",
+                                 names, " (or use all-linear)"));
+  }
+}
+
+}  // namespace
+
+void OpenModel(Inputs* inputs, Violations* violations) {
+  lemo::v1::RunSpec& spec = inputs->spec;
+  absl::StatusOr<DecoderConfig> config = LoadDecoderConfig(spec.model().path());
+  if (!config.ok()) {
+    AddStatus("model.path", config.status(), violations);
+    return;
+  }
+  inputs->config = *std::move(config);
+  if (!spec.data().has_max_length()) {
+    int64_t longest = MaxPositions(inputs->config);
+    for (const int64_t window : inputs->config.sliding_window) {
+      if (window > 0) longest = std::min(longest, window);
+    }
+    spec.mutable_data()->set_max_length(static_cast<int32_t>(longest));
+  }
+  if (absl::Status status = CheckRunLength(inputs->config, spec.data().max_length());
+      !status.ok()) {
+    AddStatus("data.max_length", status, violations);
+  }
+  if (!spec.train().has_micro_batch_tokens()) {
+    spec.mutable_train()->set_micro_batch_tokens(spec.data().max_length());
+  }
+  for (int i = 0; i < spec.memory().layers_size(); ++i) {
+    if (spec.memory().layers(i).last() >= inputs->config.layers) {
+      violations->Add(absl::StrCat("memory.layers[", i, "].last"),
+                      absl::StrCat(spec.memory().layers(i).last(), " is beyond the last layer, ",
+                                   inputs->config.layers - 1));
+    }
+  }
+  CheckTargets(*inputs, violations);
+  absl::StatusOr<text::ModelText> text = text::ModelText::Load(spec.model().path());
+  if (!text.ok()) {
+    AddStatus("model.path", text.status(), violations);
+    return;
+  }
+  inputs->text = *std::move(text);
+}
+
+absl::Status OpenData(Inputs* inputs, const std::string& cache_dir, bool want_train,
+                      Violations* violations) {
+  const lemo::v1::DataSpec& data = inputs->spec.data();
+  const auto open = [&](const auto& files, const std::string& field,
+                        std::optional<Dataset>* dataset) -> absl::Status {
+    if (files.empty()) return absl::OkStatus();
+    DatasetOptions options;
+    options.max_length = data.max_length();
+    options.overlong = OverlongFromName(data.overlong()).value_or(Overlong::kAuto);
+    options.loss_on = LossOnFromName(data.loss_on()).value_or(LossOn::kAuto);
+    options.cache_dir = cache_dir;
+    options.vocabulary = static_cast<int32_t>(inputs->config.vocabulary);
+    options.field = field;
+    DataCounts counts;
+    const int64_t before = violations->total();
+    absl::StatusOr<Dataset> opened =
+        Dataset::Open({files.begin(), files.end()}, *inputs->text, options, &counts, violations);
+    if (opened.ok()) {
+      *dataset = *std::move(opened);
+    } else if (violations->total() == before) {
+      return opened.status();
+    }
+    return absl::OkStatus();
+  };
+  if (want_train) LEMO_RETURN_IF_ERROR(open(data.train(), "data.train", &inputs->train));
+  return open(data.eval(), "data.eval", &inputs->eval);
+}
+
+}  // namespace lemo::train

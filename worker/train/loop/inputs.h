@@ -1,0 +1,34 @@
+// Everything a run reads before a device is touched: the model's config and text files, and the
+// data.
+#pragma once
+
+#include <optional>
+
+#include "absl/status/status.h"
+#include "common/violations.h"
+#include "lemo/v1/run_spec.pb.h"
+#include "text/model_text.h"
+#include "worker/train/data/dataset.h"
+#include "worker/train/model/family/decoder_config.h"
+#include "worker/train/spec/run_options.h"
+
+namespace lemo::train {
+
+struct Inputs {
+  lemo::v1::RunSpec spec;  // effective: what depends on the model is filled in
+  DecoderConfig config;
+  std::optional<text::ModelText> text;
+  std::optional<Dataset> train;  // absent in kEvalOnly
+  std::optional<Dataset> eval;   // absent when the spec names no files
+};
+
+// Reads the model's config and tokenizer and fills in data.max_length and train.micro_batch_tokens.
+// Faults are added to `violations`.
+void OpenModel(Inputs* inputs, Violations* violations);
+
+// Reads, checks and tokenises the data files. `cache_dir` empty: nothing is kept. After OpenModel
+// without violations.
+absl::Status OpenData(Inputs* inputs, const std::string& cache_dir, bool want_train,
+                      Violations* violations);
+
+}  // namespace lemo::train

@@ -1,0 +1,13 @@
+// Being asked to stop: SIGTERM and SIGINT end a run at its next step border; a second one ends it
+// at once.
+#pragma once
+
+namespace lemo::train {
+
+// Installs the handlers. Call once.
+void CatchStopSignals();
+
+// The signal that asked, or 0.
+int StopSignal();
+
+}  // namespace lemo::train

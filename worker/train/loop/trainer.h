@@ -1,0 +1,28 @@
+// A run from its spec to its published result: the life of lemo-train after the command line.
+#pragma once
+
+#include "absl/status/status.h"
+#include "common/violations.h"
+#include "worker/train/loop/inputs.h"
+#include "worker/train/report/event_sink.h"
+#include "worker/train/spec/run_options.h"
+
+namespace lemo::train {
+
+// Trains, evaluates, saves and publishes, reporting to `sink`. Returns OK when the result was
+// published, loaded again and compared. A run stopped by a signal saves a checkpoint, reports
+// `interrupted` and returns Cancelled. Errors of the user are InvalidArgument, NotFound,
+// FailedPrecondition or PermissionDenied; `violations` then holds the single faults, if there are
+// any. libtorch's exceptions pass.
+absl::Status Train(const RunOptions& options, const lemo::v1::RunSpec& spec, EventSink& sink,
+                   Violations* violations);
+
+// Evaluates the model as the spec makes it (with init_from: that adapter) and reports `eval` and
+// `result`.
+absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violations* violations);
+
+// Reads and checks the model's config and tokenizer and all data, and writes nothing. `inputs`
+// receives them.
+absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations* violations);
+
+}  // namespace lemo::train

@@ -1,0 +1,243 @@
+#include "worker/train/model/weights.h"
+
+#include <ATen/ATen.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/files.h"
+#include "common/safetensors.h"
+#include "common/status_macros.h"
+#include "common/violations.h"
+#include "worker/train/model/family/family.h"
+#include "worker/train/model/random_tensor.h"
+#include "worker/train/model/tensor_view.h"
+#include "worker/train/model/weight_files.h"
+
+namespace lemo::train {
+namespace {
+
+constexpr char kEmbedding[] = "model.embed_tokens.weight";
+constexpr char kHead[] = "lm_head.weight";
+
+using File = std::shared_ptr<const SafetensorsFile>;
+
+// A tensor where it lies.
+struct Source {
+  File file;
+  const TensorView* view = nullptr;
+};
+
+bool Loadable(TensorType type) {
+  return type == TensorType::kF32 || type == TensorType::kBF16 || type == TensorType::kF16;
+}
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  constexpr size_t kShown = 8;
+  const std::vector<int64_t> shown(shape.begin(), shape.begin() + std::min(shape.size(), kShown));
+  return absl::StrCat("[", absl::StrJoin(shown, ", "),
+                      shown.size() < shape.size() ? ", ...]" : "]");
+}
+
+// Old checkpoints store what is computed from the config.
+bool IsHarmless(const std::string& name) {
+  return absl::EndsWith(name, ".rotary_emb.inv_freq") || absl::EndsWith(name, ".attn.masked_bias");
+}
+
+// The tensors of all files. A tensor counts where the index says it is.
+absl::StatusOr<std::map<std::string, Source>> OpenFiles(const std::filesystem::path& model_dir,
+                                                        const WeightFiles& found) {
+  std::map<std::string, Source> sources;
+  for (const std::string& name : found.files) {
+    LEMO_ASSIGN_OR_RETURN(SafetensorsFile opened, SafetensorsFile::Open(model_dir / name));
+    const auto file = std::make_shared<const SafetensorsFile>(std::move(opened));
+    for (const auto& [tensor, view] : file->tensors()) {
+      const auto mapped = found.file_of_tensor.find(tensor);
+      if (mapped != found.file_of_tensor.end() && mapped->second != name) continue;
+      sources[tensor] = {file, &view};
+    }
+  }
+  return sources;
+}
+
+absl::Status CheckTensors(const std::filesystem::path& model_dir, const DecoderConfig& config,
+                          const WeightFiles& found, const std::vector<TensorSpec>& expected,
+                          const std::map<std::string, Source>& sources,
+                          const std::vector<std::string>& unexpected) {
+  Violations violations;
+  for (const TensorSpec& spec : expected) {
+    const auto at = sources.find(spec.name);
+    if (at == sources.end()) {
+      const auto mapped = found.file_of_tensor.find(spec.name);
+      violations.Add(
+          {.field = spec.name,
+           .reason = absl::StrCat(
+               "expected ", ShapeText(spec.shape), ", found nothing",
+               mapped == found.file_of_tensor.end() ? "" : absl::StrCat(" in ", mapped->second))});
+      continue;
+    }
+    const TensorView& view = *at->second.view;
+    if (view.shape != spec.shape || !Loadable(view.type)) {
+      violations.Add({.field = spec.name,
+                      .reason = absl::StrCat("expected ", ShapeText(spec.shape),
+                                             " of F32, BF16 or F16, found ", ShapeText(view.shape),
+                                             " of ", std::string(TensorTypeName(view.type))),
+                      .file = at->second.file->path().filename().string()});
+    }
+  }
+  if (violations.empty()) return absl::OkStatus();
+  std::string message =
+      absl::StrCat("the weights in ", model_dir.string(), " are not those of its config.json (",
+                   config.architecture, ", ", config.layers, " layers, hidden ", config.hidden,
+                   "):\n", violations.ToStatus().message());
+  if (!unexpected.empty()) {
+    constexpr size_t kShown = 10;
+    const std::vector<std::string> shown(unexpected.begin(),
+                                         unexpected.begin() + std::min(unexpected.size(), kShown));
+    absl::StrAppend(&message,
+                    "\nfound but not expected: ", absl::CHexEscape(absl::StrJoin(shown, ", ")),
+                    shown.size() < unexpected.size()
+                        ? absl::StrCat(" and ", unexpected.size() - shown.size(), " more")
+                        : "");
+  }
+  return absl::InvalidArgumentError(message);
+}
+
+struct Loaded {
+  at::Tensor tensor;
+  bool mapped = false;
+};
+
+Loaded LoadTensor(const Source& source, at::ScalarType type, at::Device device) {
+  const TensorView& view = *source.view;
+  const at::ScalarType stored = ScalarTypeOf(view.type);
+  const auto address = reinterpret_cast<uintptr_t>(view.bytes.data());
+  at::Tensor tensor;
+  // Files of old writers may put a tensor at an odd address, which no kernel may read in place.
+  const bool aligned = address % static_cast<uintptr_t>(ElementBytes(view.type)) == 0;
+  if (aligned) {
+    tensor = at::from_blob(
+        const_cast<char*>(view.bytes.data()), view.shape, [file = source.file](void*) {},
+        at::TensorOptions(stored));
+  } else {
+    tensor = at::empty(view.shape, stored);
+    std::memcpy(tensor.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
+  }
+  if (stored == type && device.is_cpu()) return {std::move(tensor), aligned};
+  return {tensor.to(device, type), false};
+}
+
+bool SameBytes(const Source& a, const Source& b) {
+  return a.view->type == b.view->type && a.view->bytes == b.view->bytes;
+}
+
+}  // namespace
+
+ModelWeights::ModelWeights(Map tensors, at::ScalarType type, at::Device device,
+                           int64_t mapped_bytes, std::vector<std::string> warnings)
+    : tensors_(std::move(tensors)),
+      type_(type),
+      device_(device),
+      mapped_bytes_(mapped_bytes),
+      warnings_(std::move(warnings)) {
+  for (const auto& [name, tensor] : tensors_) {
+    owned_bytes_ += static_cast<int64_t>(tensor.nbytes());
+  }
+  owned_bytes_ -= mapped_bytes_;
+}
+
+const at::Tensor& ModelWeights::at(std::string_view name) const {
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end()) throw std::out_of_range("no weight named " + std::string(name));
+  return found->second;
+}
+
+absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
+                                         const DecoderConfig& config, at::ScalarType type,
+                                         at::Device device) {
+  const at::NoGradGuard no_grad;
+  LEMO_ASSIGN_OR_RETURN(const WeightFiles found, FindWeightFiles(model_dir));
+  LEMO_ASSIGN_OR_RETURN(auto sources, OpenFiles(model_dir, found));
+  const std::vector<TensorSpec> expected = ExpectedTensors(config);
+
+  std::map<std::string, Source> rest = sources;
+  for (const TensorSpec& spec : expected) rest.erase(spec.name);
+  std::vector<std::string> warnings;
+  if (const auto head = rest.find(kHead); head != rest.end() && config.tied_embeddings) {
+    const auto embedding = sources.find(kEmbedding);
+    if (embedding != sources.end() && !SameBytes(head->second, embedding->second)) {
+      warnings.push_back(absl::StrCat(
+          "lm_head.weight differs from model.embed_tokens.weight, but config.json ties them "
+          "(tie_word_embeddings): the head is ignored"));
+    }
+    rest.erase(head);
+  }
+  std::vector<std::string> unexpected;
+  for (const auto& [name, source] : rest) {
+    if (!IsHarmless(name)) unexpected.push_back(name);
+  }
+  LEMO_RETURN_IF_ERROR(CheckTensors(model_dir, config, found, expected, sources, unexpected));
+  for (const std::string& name : unexpected) {
+    warnings.push_back(absl::StrCat("tensor ", absl::CHexEscape(name.substr(0, 160)),
+                                    " has no place in the model and is ignored"));
+  }
+
+  ModelWeights::Map tensors;
+  int64_t mapped_bytes = 0;
+  for (const TensorSpec& spec : expected) {
+    Loaded loaded = LoadTensor(sources.at(spec.name), type, device);
+    if (loaded.mapped) mapped_bytes += static_cast<int64_t>(loaded.tensor.nbytes());
+    tensors.emplace(spec.name, std::move(loaded.tensor));
+  }
+  return ModelWeights(std::move(tensors), type, device, mapped_bytes, std::move(warnings));
+}
+
+ModelWeights RandomWeights(const DecoderConfig& config, uint64_t seed, at::ScalarType type,
+                           at::Device device) {
+  const at::NoGradGuard no_grad;
+  ModelWeights::Map tensors;
+  for (const TensorSpec& spec : ExpectedTensors(config)) {
+    at::Tensor tensor;
+    if (absl::EndsWith(spec.name, "norm.weight")) {
+      tensor = at::ones(spec.shape, at::kFloat);
+    } else if (absl::EndsWith(spec.name, ".bias")) {
+      tensor = at::zeros(spec.shape, at::kFloat);
+    } else {
+      tensor = NormalTensor(spec.shape, config.initializer_range, seed, spec.name);
+    }
+    tensors.emplace(spec.name, tensor.to(device, type));
+  }
+  return ModelWeights(std::move(tensors), type, device, /*mapped_bytes=*/0, {});
+}
+
+absl::StatusOr<std::string> WeightsFingerprint(const std::filesystem::path& model_dir) {
+  LEMO_ASSIGN_OR_RETURN(const std::string config, ReadFile(model_dir / "config.json"));
+  LEMO_ASSIGN_OR_RETURN(const WeightFiles found, FindWeightFiles(model_dir));
+  // A digest of digests: every part has one length, so parts cannot run into one another.
+  std::string parts = absl::StrCat(Sha256Hex(config), Sha256Hex(found.index));
+  for (const std::string& name : found.files) {
+    const std::filesystem::path path = model_dir / name;
+    LEMO_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(path));
+    std::map<std::string, TensorView> tensors;
+    std::map<std::string, std::string> metadata;
+    if (const absl::Status status = ParseSafetensors(file.bytes(), &tensors, &metadata);
+        !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(path.string(), ": ", status.message()));
+    }
+    size_t data_bytes = 0;
+    for (const auto& [tensor, view] : tensors) data_bytes += view.bytes.size();
+    const std::string_view header = file.bytes().substr(0, file.bytes().size() - data_bytes);
+    absl::StrAppend(&parts, Sha256Hex(name), Sha256Hex(header),
+                    Sha256Hex(absl::StrCat(file.bytes().size())));
+  }
+  return Sha256Hex(parts);
+}
+
+}  // namespace lemo::train

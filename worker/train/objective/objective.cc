@@ -1,0 +1,89 @@
+#include "worker/train/objective/objective.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "kernels/cross_entropy/cross_entropy.h"
+#include "kernels/rms_norm/rms_norm.h"
+#include "worker/train/memory/counting_allocator.h"
+
+namespace lemo::train {
+namespace {
+
+constexpr int64_t kSegmentBytes = int64_t{512} << 20;
+constexpr int64_t kSegmentRows = 2048;
+
+int64_t ChooseSegmentRows(int64_t wanted, int64_t vocabulary) {
+  if (wanted > 0) return wanted;
+  return std::clamp<int64_t>(kSegmentBytes / (6 * vocabulary), 1, kSegmentRows);
+}
+
+}  // namespace
+
+CrossEntropyObjective::CrossEntropyObjective(const Decoder& decoder, Trainables& trainables,
+                                             int64_t segment_rows)
+    : decoder_(decoder), segment_rows_(ChooseSegmentRows(segment_rows, decoder.config.vocabulary)) {
+  for (Trainable& trainable : trainables) {
+    if (trainable.value.is_same(decoder.final_norm)) norm_ = &trainable;
+    if (trainable.value.is_same(decoder.head)) head_ = &trainable;
+  }
+}
+
+LossSums CrossEntropyObjective::LossAndGradient(const at::Tensor& stream, const at::Tensor& labels,
+                                                double scale) {
+  const at::NoGradGuard no_grad;
+  const ScopedMemoryCategory category(MemoryCategory::kLoss);
+  const at::Tensor is_labelled = labels.ne(kernels::kIgnoreLabel);
+  const at::Tensor rows = is_labelled.nonzero().view(-1);
+  // Rows without a label get no gradient from the loss; labelled rows are replaced segment by
+  // segment.
+  stream.masked_fill_(is_labelled.logical_not().unsqueeze(1), 0);
+  at::Tensor loss = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(stream.device()));
+  at::Tensor correct = at::zeros({}, labels.options());
+  for (int64_t first = 0; first < rows.size(0); first += segment_rows_) {
+    const at::Tensor segment = rows.narrow(0, first, std::min(segment_rows_, rows.size(0) - first));
+    const at::Tensor x = stream.index_select(0, segment);
+    const auto [normed, rstd] =
+        kernels::RmsNormForward(x, decoder_.final_norm, decoder_.config.rms_norm_eps);
+    const at::Tensor logits = at::linear(normed, decoder_.head);
+    const auto [losses, hits] = kernels::CrossEntropyInPlace(
+        logits, labels.index_select(0, segment), {.scale = scale, .want_gradient = true});
+    loss += losses.sum(at::kDouble);
+    correct += hits.sum();
+    const at::Tensor& dlogits = logits;
+    if (head_ != nullptr) head_->grad.add_(dlogits.t().matmul(normed));
+    const auto [dx, dnorm] =
+        kernels::RmsNormBackward(dlogits.matmul(decoder_.head), x, rstd, decoder_.final_norm,
+                                 /*need_weight_grad=*/norm_ != nullptr);
+    if (norm_ != nullptr) norm_->grad.add_(dnorm);
+    stream.index_copy_(0, segment, dx);
+  }
+  return {loss.item<double>(), rows.size(0), correct.item<int64_t>()};
+}
+
+LossSums CrossEntropyObjective::Loss(const at::Tensor& stream, const at::Tensor& labels) {
+  const at::NoGradGuard no_grad;
+  const ScopedMemoryCategory category(MemoryCategory::kLoss);
+  const at::Tensor rows = labels.ne(kernels::kIgnoreLabel).nonzero().view(-1);
+  at::Tensor loss = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(stream.device()));
+  at::Tensor correct = at::zeros({}, labels.options());
+  for (int64_t first = 0; first < rows.size(0); first += segment_rows_) {
+    const at::Tensor segment = rows.narrow(0, first, std::min(segment_rows_, rows.size(0) - first));
+    const at::Tensor logits =
+        at::linear(FinalNorm(decoder_, stream.index_select(0, segment)), decoder_.head);
+    const auto [losses, hits] = kernels::CrossEntropyInPlace(
+        logits, labels.index_select(0, segment), {.scale = 1.0, .want_gradient = false});
+    loss += losses.sum(at::kDouble);
+    correct += hits.sum();
+  }
+  return {loss.item<double>(), rows.size(0), correct.item<int64_t>()};
+}
+
+at::Tensor CrossEntropyObjective::Logits(const at::Tensor& stream) {
+  const at::NoGradGuard no_grad;
+  const auto type = decoder_.type == at::kDouble ? at::kDouble : at::kFloat;
+  return at::linear(FinalNorm(decoder_, stream), decoder_.head).to(type);
+}
+
+}  // namespace lemo::train

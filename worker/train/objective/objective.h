@@ -1,0 +1,52 @@
+// Objectives: from the last residual stream to a loss and its gradient.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "worker/train/model/decoder.h"
+#include "worker/train/tuner/tuner.h"
+
+namespace lemo::train {
+
+struct LossSums {
+  double loss = 0;       // sum over labelled rows, nats
+  int64_t labelled = 0;  // rows
+  int64_t correct = 0;   // rows whose arg max is the label
+
+  void Add(const LossSums& other) {
+    loss += other.loss;
+    labelled += other.labelled;
+    correct += other.correct;
+  }
+};
+
+// Next-token cross-entropy in segments over labelled rows (lemo-spec section 10). The logits of a
+// segment become their gradient in place, so the head's product runs once and no [rows, vocabulary]
+// tensor exists.
+class CrossEntropyObjective {
+ public:
+  // `segment_rows` 0: as many rows as 512 MiB hold at 6 bytes a logit, 2048 at most.
+  CrossEntropyObjective(const Decoder& decoder, Trainables& trainables, int64_t segment_rows);
+
+  // Replaces the stream R by G = d(scale * sum of losses)/dR in place, adds to the gradients of the
+  // final norm and the head if they train. `labels` int64 [rows] on the device, -100 for none.
+  LossSums LossAndGradient(const at::Tensor& stream, const at::Tensor& labels, double scale);
+
+  // The loss alone; the stream stays.
+  LossSums Loss(const at::Tensor& stream, const at::Tensor& labels);
+
+  // Logits of all rows, float: for comparing two models on a few rows.
+  at::Tensor Logits(const at::Tensor& stream);
+
+  int64_t segment_rows() const { return segment_rows_; }
+
+ private:
+  const Decoder& decoder_;
+  Trainable* norm_ = nullptr;
+  Trainable* head_ = nullptr;
+  int64_t segment_rows_;
+};
+
+}  // namespace lemo::train

@@ -1,0 +1,67 @@
+#include <filesystem>
+
+#include "worker/train/spec/spec.h"
+
+namespace lemo::train {
+namespace {
+
+// spec->set_x(value) unless x is there.
+#define LEMO_DEFAULT(message, field, value)                       \
+  do {                                                            \
+    if (!(message)->has_##field()) (message)->set_##field(value); \
+  } while (false)
+
+void FillData(const std::string& output_dir, lemo::v1::DataSpec* data) {
+  LEMO_DEFAULT(data, packing, true);
+  LEMO_DEFAULT(data, overlong, "auto");
+  LEMO_DEFAULT(data, loss_on, "auto");
+  if (!output_dir.empty()) {
+    LEMO_DEFAULT(data, cache_dir, (std::filesystem::path(output_dir) / "cache").string());
+  }
+  for (auto& file : *data->mutable_train()) LEMO_DEFAULT(&file, format, "auto");
+  for (auto& file : *data->mutable_eval()) LEMO_DEFAULT(&file, format, "auto");
+}
+
+void FillLora(lemo::v1::LoraSpec* lora) {
+  LEMO_DEFAULT(lora, rank, 8);
+  LEMO_DEFAULT(lora, alpha, 16);
+  LEMO_DEFAULT(lora, rslora, false);
+  LEMO_DEFAULT(lora, dropout, 0);
+  if (lora->targets_size() == 0) {
+    for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"}) lora->add_targets(name);
+  }
+}
+
+void FillTrain(bool full, lemo::v1::TrainSpec* train) {
+  if (!train->has_steps()) LEMO_DEFAULT(train, epochs, 1);
+  if (!train->has_batch_tokens()) LEMO_DEFAULT(train, batch_sequences, 4);
+  LEMO_DEFAULT(train, learning_rate, full ? 1e-5 : 1e-4);
+  LEMO_DEFAULT(train, schedule, "cosine");
+  LEMO_DEFAULT(train, warmup_steps, 0);
+  LEMO_DEFAULT(train, min_learning_rate_ratio, 0);
+  LEMO_DEFAULT(train, weight_decay, 0);
+  LEMO_DEFAULT(train, beta1, 0.9);
+  LEMO_DEFAULT(train, beta2, 0.999);
+  LEMO_DEFAULT(train, epsilon, 1e-8);
+  LEMO_DEFAULT(train, max_grad_norm, 1);
+  LEMO_DEFAULT(train, seed, 0);
+}
+
+}  // namespace
+
+void FillDefaults(lemo::v1::RunSpec* spec) {
+  LEMO_DEFAULT(spec, device, "auto");
+  LEMO_DEFAULT(spec->mutable_model(), compute_type, "auto");
+  FillData(spec->output().dir(), spec->mutable_data());
+  if (spec->tuner().has_lora()) FillLora(spec->mutable_tuner()->mutable_lora());
+  FillTrain(spec->tuner().has_full(), spec->mutable_train());
+  LEMO_DEFAULT(spec->mutable_memory(), policy, "attn_out");
+  LEMO_DEFAULT(spec->mutable_eval(), every_steps, 0);
+  LEMO_DEFAULT(spec->mutable_eval(), max_sequences, 0);
+  LEMO_DEFAULT(spec->mutable_checkpoint(), every_steps, 0);
+  LEMO_DEFAULT(spec->mutable_checkpoint(), keep_last, 2);
+  LEMO_DEFAULT(spec->mutable_checkpoint(), keep_best, false);
+  LEMO_DEFAULT(spec->mutable_output(), merge, false);
+}
+
+}  // namespace lemo::train

@@ -1,0 +1,25 @@
+#include "worker/train/spec/located_json.h"
+#include "worker/train/spec/message_json.h"
+#include "worker/train/spec/spec.h"
+
+namespace lemo::train {
+
+lemo::v1::RunSpec ParseRunSpec(const std::string& json, const std::string& file,
+                               Violations* violations) {
+  lemo::v1::RunSpec spec;
+  JsonFault fault;
+  const std::optional<LocatedJson> root = ParseLocatedJson(json, &fault);
+  if (!root) {
+    violations->Add(Violation{.reason = fault.reason, .file = file, .line = fault.line});
+    return spec;
+  }
+  MessageReader reader(file, lemo::v1::RunSpec::descriptor(), violations);
+  reader.ReadMessage(*root, "", &spec);
+  return spec;
+}
+
+std::string RunSpecToJson(const lemo::v1::RunSpec& spec) {
+  return MessageToJson(spec, {}).dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace lemo::train

@@ -1,0 +1,41 @@
+// Which boundary tensors of a layer the forward pass keeps for the backward pass (design section
+// 4).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "worker/train/model/family/decoder_config.h"
+
+namespace lemo::train {
+
+// Boundaries of a layer, in order: x (its input), q, k, v (after rope), o, lse (attention), x2 (the
+// stream between attention and MLP), gate, up. Backward replays the stages between kept ones.
+struct StoragePolicy {
+  enum class Keep {
+    kInput,         // x
+    kAttentionOut,  // x, o, lse: attention is never replayed
+    kMlp,           // x, q, k, v, o, lse, x2: only gate and up are replayed
+    kAll,           // and gate, up: only elementwise work is replayed
+  };
+  Keep keep = Keep::kAttentionOut;
+  bool offload = false;  // kept in host memory, copied back for backward
+
+  bool KeepsAttention() const { return keep >= Keep::kAttentionOut; }
+  bool KeepsQkv() const { return keep >= Keep::kMlp; }
+  bool KeepsX2() const { return keep >= Keep::kMlp; }
+  bool KeepsGateUp() const { return keep == Keep::kAll; }
+};
+
+// `all`, `mlp`, `attn_out`, `input`, each with an optional `+offload`. InvalidArgument otherwise.
+absl::StatusOr<StoragePolicy> ParseStoragePolicy(const std::string& name);
+std::string StoragePolicyName(const StoragePolicy& policy);
+
+// Bytes that one layer keeps for `rows` rows, with activations of `element_bytes` and softmax
+// statistics of `statistic_bytes` an element, each boundary rounded up to the arena's alignment.
+int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config, int64_t rows,
+                   int64_t element_bytes, int64_t statistic_bytes);
+
+}  // namespace lemo::train
