@@ -1,0 +1,410 @@
+// The tape against plain autograd through the same model: every storage policy, shape, tuner,
+// packed or not, dense and with row lists (acceptance tests C1, C2, C3, C4, C8, C9, C11 of
+// lemo-spec section 16.1, as far as they concern the dense engine and its row lists).
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "tests/support/plain_model.h"
+#include "tests/support/tiny_model.h"
+#include "worker/train/loop/device_batch.h"
+#include "worker/train/model/random_tensor.h"
+#include "worker/train/objective/objective.h"
+#include "worker/train/tape/tape.h"
+
+namespace lemo::train {
+namespace {
+
+using testing::FullSpec;
+using testing::LoraSpec;
+using testing::MoveOffZero;
+using testing::Parameters;
+using testing::PlainOptions;
+using testing::RandomBatch;
+using testing::RelativeError;
+using testing::TinyConfig;
+
+constexpr uint64_t kSeed = 20261121;
+constexpr double kLoraScale = 2.0;  // alpha 6 over rank 3
+const std::vector<std::string> kPolicies = {
+    "all",         "mlp",         "attn_out",         "input",
+    "all+offload", "mlp+offload", "attn_out+offload", "input+offload"};
+
+std::vector<StoragePolicy> Uniform(const std::string& name, int64_t layers) {
+  return std::vector<StoragePolicy>(layers, *ParseStoragePolicy(name));
+}
+
+// A model with its tuner, ready to run.
+struct Engine {
+  Engine(const std::string& shape, at::ScalarType type, const lemo::v1::TunerSpec& spec)
+      : config(TinyConfig(shape)),
+        weights(RandomWeights(config, kSeed, type, at::kCPU)),
+        decoder(config, weights),
+        tuner(*MakeTuner(spec)),
+        trainables(*tuner->Attach(decoder, kSeed)) {
+    MoveOffZero(trainables, kSeed + 1);
+  }
+
+  // Loss sum and, in the trainables, gradients of the mean loss.
+  LossSums Run(const MicroBatch& batch, const std::vector<StoragePolicy>& policies,
+               std::optional<RowPlan> plan = std::nullopt) {
+    ZeroGradients(trainables);
+    const DeviceBatch device = ToDevice(batch, decoder);
+    Tape tape(decoder, trainables,
+              {.policies = policies, .mlp_tile_rows = 7, .separate_mlp_rows = plan.has_value()},
+              batch.rows());
+    CrossEntropyObjective objective(decoder, trainables, /*segment_rows=*/5);
+    const at::Tensor stream =
+        tape.Forward(device.tokens, plan ? *plan : RowPlan::Dense(config, device.rows), {}, true);
+    hidden = stream.clone();
+    const int64_t labelled = device.labels.ne(kIgnoreLabel).sum().item<int64_t>();
+    const LossSums sums = objective.LossAndGradient(stream, device.labels, 1.0 / labelled);
+    tape.Backward(stream);
+    saved_bytes = tape.saved_bytes();
+    return sums;
+  }
+
+  std::vector<at::Tensor> Gradients() const {
+    std::vector<at::Tensor> grads;
+    for (const Trainable& trainable : trainables) grads.push_back(trainable.grad.clone());
+    return grads;
+  }
+
+  DecoderConfig config;
+  ModelWeights weights;
+  Decoder decoder;
+  std::unique_ptr<Tuner> tuner;
+  Trainables trainables;
+  at::Tensor hidden;
+  int64_t saved_bytes = 0;
+};
+
+// The same by plain autograd.
+struct Expected {
+  double loss = 0;
+  at::Tensor hidden;
+  std::vector<at::Tensor> grads;
+};
+
+Expected Plain(Engine& engine, const MicroBatch& batch, PlainOptions options) {
+  Parameters parameters = testing::PlainParameters(engine.decoder, engine.trainables);
+  options.lora_scale = kLoraScale;
+  const at::Tensor loss = PlainLoss(engine.config, parameters, batch, options);
+  const int64_t labelled = std::count_if(batch.labels.begin(), batch.labels.end(),
+                                         [](int32_t l) { return l != kIgnoreLabel; });
+  (loss / labelled).backward();
+  Expected expected{
+      loss.item<double>(), PlainHidden(engine.config, parameters, batch, options).detach(), {}};
+  for (const Trainable& trainable : engine.trainables) {
+    expected.grads.push_back(parameters.at(trainable.name).grad());
+  }
+  return expected;
+}
+
+// Plain autograd through the engine's own stages: what the tape must not change. In fp32 two ways
+// to write one formula differ by more rounding than the bound allows where a gradient is a small
+// difference of large terms; fp64 compares with a model written down independently.
+Expected ThroughStages(Engine& engine, const MicroBatch& batch) {
+  const DeviceBatch device = ToDevice(batch, engine.decoder);
+  const RowSet& rows = *device.rows;
+  const Decoder& decoder = engine.decoder;
+  const int64_t group = decoder.config.heads / decoder.config.kv_heads;
+  const auto attend = [&](const Qkv& qkv) {
+    std::vector<at::Tensor> documents;
+    for (size_t i = 0; i + 1 < rows.segments.starts.size(); ++i) {
+      const int64_t first = rows.segments.starts[i], count = rows.segments.starts[i + 1] - first;
+      const auto heads = [&](const at::Tensor& all, int64_t repeats) {
+        return all.narrow(0, first, count)
+            .repeat_interleave(repeats, 1)
+            .transpose(0, 1)
+            .unsqueeze(0);
+      };
+      documents.push_back(at::scaled_dot_product_attention(
+                              heads(qkv.q, 1), heads(qkv.k, group), heads(qkv.v, group),
+                              /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true)[0]
+                              .transpose(0, 1));
+    }
+    return at::cat(documents);
+  };
+  at::Tensor x = decoder.embedding.index_select(0, device.tokens);
+  for (const DecoderLayer& layer : decoder.layers) {
+    const Qkv qkv = QkvStage(decoder, layer, x, rows.rope, {}, {});
+    x = x + OutputStage(layer, attend(qkv), {}, Output::Compute());
+    x = x + MlpStage(decoder, layer, x, {}, {}, Output::Compute(), nullptr);
+  }
+  const at::Tensor logits = at::linear(FinalNorm(decoder, x), decoder.head);
+  const at::Tensor loss = at::nll_loss(at::log_softmax(logits, -1), device.labels, {},
+                                       at::Reduction::Sum, kIgnoreLabel);
+  (loss / device.labels.ne(kIgnoreLabel).sum()).backward();
+  Expected expected{loss.item<double>(), x.detach(), {}};
+  for (Trainable& trainable : engine.trainables) {
+    expected.grads.push_back(trainable.value.grad().clone());
+    trainable.value.mutable_grad().reset();
+  }
+  return expected;
+}
+
+void ExpectNear(const Engine& engine, const LossSums& sums, const Expected& expected,
+                double bound) {
+  EXPECT_LE(std::abs(sums.loss - expected.loss) / expected.loss, bound);
+  EXPECT_LE(RelativeError(engine.hidden, expected.hidden), bound);
+  for (size_t i = 0; i < engine.trainables.size(); ++i) {
+    ASSERT_TRUE(expected.grads[i].defined()) << engine.trainables[i].name;
+    EXPECT_GT(expected.grads[i].norm().item<double>(), 0.0) << engine.trainables[i].name;
+    EXPECT_LE(RelativeError(engine.trainables[i].grad, expected.grads[i]), bound)
+        << engine.trainables[i].name;
+  }
+}
+
+struct Case {
+  std::string shape, tuner;
+  bool packed;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.shape << " " << c.tuner << (c.packed ? " packed" : "");
+}
+
+class TapeParity : public ::testing::TestWithParam<Case> {
+ protected:
+  Engine Make(at::ScalarType type) const {
+    return Engine(GetParam().shape, type, GetParam().tuner == "full" ? FullSpec() : LoraSpec());
+  }
+  MicroBatch Batch(const DecoderConfig& config) const {
+    return RandomBatch(
+        config, GetParam().packed ? std::vector<int>{9, 1, 14, 6} : std::vector<int>{30}, kSeed);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Shapes, TapeParity,
+                         ::testing::Values(Case{"mha", "lora", false}, Case{"mha", "full", true},
+                                           Case{"gqa", "lora", true}, Case{"gqa", "full", false},
+                                           Case{"qwen2", "lora", false},
+                                           Case{"qwen2", "full", true}, Case{"qwen3", "lora", true},
+                                           Case{"qwen3", "full", true}));
+
+TEST_P(TapeParity, EqualsPlainAutogradInFloat64) {
+  Engine engine = Make(at::kDouble);
+  const MicroBatch batch = Batch(engine.config);
+  const Expected expected = Plain(engine, batch, {});
+  for (const std::string& policy : kPolicies) {
+    SCOPED_TRACE(policy);
+    ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-12);
+  }
+}
+
+TEST_P(TapeParity, EqualsPlainAutogradInFloat32) {
+  Engine engine = Make(at::kFloat);
+  const MicroBatch batch = Batch(engine.config);
+  const Expected expected = ThroughStages(engine, batch);
+  for (const std::string& policy : kPolicies) {
+    SCOPED_TRACE(policy);
+    ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-6);
+  }
+}
+
+TEST_P(TapeParity, PoliciesGiveBitEqualGradients) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    Engine engine = Make(type);
+    const MicroBatch batch = Batch(engine.config);
+    std::vector<std::vector<StoragePolicy>> plans;
+    for (const std::string& policy : kPolicies)
+      plans.push_back(Uniform(policy, engine.config.layers));
+    plans.push_back({*ParseStoragePolicy("input"), *ParseStoragePolicy("all"),
+                     *ParseStoragePolicy("attn_out+offload")});
+    std::vector<at::Tensor> first;
+    for (const auto& plan : plans) {
+      SCOPED_TRACE(StoragePolicyName(plan[0]));
+      engine.Run(batch, plan);
+      if (first.empty()) first = engine.Gradients();
+      for (size_t i = 0; i < first.size(); ++i) {
+        EXPECT_TRUE(at::equal(engine.trainables[i].grad, first[i])) << engine.trainables[i].name;
+      }
+    }
+  }
+}
+
+TEST_P(TapeParity, SavedBytesAreThoseOfThePolicy) {
+  Engine engine = Make(at::kFloat);
+  const MicroBatch batch = Batch(engine.config);
+  for (const std::string& name : kPolicies) {
+    engine.Run(batch, Uniform(name, engine.config.layers));
+    const int64_t layer = SavedBytes(*ParseStoragePolicy(name), engine.config, batch.rows(),
+                                     sizeof(float), sizeof(float));
+    EXPECT_EQ(engine.saved_bytes, layer * engine.config.layers) << name;
+  }
+}
+
+TEST_P(TapeParity, PackedDocumentsEqualUnpackedOnes) {
+  Engine engine = Make(at::kDouble);
+  const auto policies = Uniform("attn_out", engine.config.layers);
+  std::vector<MicroBatch> parts;
+  for (const int length : {5, 17, 8})
+    parts.push_back(RandomBatch(engine.config, {length}, kSeed + length));
+  double loss = 0;
+  int64_t labelled = 0;
+  std::vector<at::Tensor> sum;
+  for (const MicroBatch& part : parts) {
+    const LossSums sums = engine.Run(part, policies);
+    loss += sums.loss;
+    labelled += sums.labelled;
+    for (size_t i = 0; i < engine.trainables.size(); ++i) {
+      const at::Tensor grad = engine.trainables[i].grad * static_cast<double>(sums.labelled);
+      if (sum.size() <= i) sum.push_back(at::zeros_like(grad));
+      sum[i] += grad;
+    }
+  }
+  const LossSums packed = engine.Run(testing::Pack(parts), policies);
+  EXPECT_EQ(packed.labelled, labelled);
+  EXPECT_NEAR(packed.loss, loss, 1e-10 * loss);
+  for (size_t i = 0; i < sum.size(); ++i) {
+    EXPECT_LE(RelativeError(engine.trainables[i].grad * static_cast<double>(labelled), sum[i]),
+              1e-10)
+        << engine.trainables[i].name;
+  }
+}
+
+// Slopes of the loss along one direction a tensor, by the five-point formula
+//
+//   f'(0) = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h  +  h^4 f5(0) / 30  +  rounding
+//
+// The direction d is half the gradient's, half random, |d| about 1: the slope is then about |g|,
+// never a small difference. Truncation: if the loss, as a function of the length of d, varies on a
+// scale r, its fifth derivative f5 is about 4! |g| / r^4, so the term is |g| (h / r)^4; r is not
+// below 0.1 here (weights of deviation 0.12, adapter tensors of 0.1, rows of several of them),
+// which gives 1e-8 |g| for h = 1e-3. Rounding: the loss sum is near 100 with an error of some
+// 1e-14, so the slope of the mean over ~25 rows has 1.5 * 1e-14 / (25 h), under 1e-12; the bound of
+// 1e-6 |g| is above that for |g| > 1e-6, which is checked.
+TEST_P(TapeParity, FiniteDifferences) {
+  Engine engine = Make(at::kDouble);
+  const MicroBatch batch = Batch(engine.config);
+  const auto policies = Uniform("input", engine.config.layers);
+  const LossSums at_start = engine.Run(batch, policies);
+  const std::vector<at::Tensor> grads = engine.Gradients();
+  const double step = 1e-3;
+  for (size_t i = 0; i < engine.trainables.size(); ++i) {
+    const Trainable& trainable = engine.trainables[i];
+    SCOPED_TRACE(trainable.name);
+    const at::NoGradGuard no_grad;
+    const at::Tensor start = trainable.master.clone();  // `master` is the value itself in fp64
+    const at::Tensor random =
+        UniformTensor(trainable.shape(), 1.0, kSeed, trainable.name).to(at::kDouble);
+    const at::Tensor direction =
+        (grads[i] / grads[i].norm() + random / random.norm()) / std::sqrt(2.0);
+    const auto loss_at = [&](double t) {
+      trainable.master.copy_(start).add_(direction, t);
+      return engine.Run(batch, policies).loss;
+    };
+    const double near = loss_at(step) - loss_at(-step);
+    const double far = loss_at(2 * step) - loss_at(-2 * step);
+    trainable.master.copy_(start);
+    const double slope = (8 * near - far) / (12 * step) / static_cast<double>(at_start.labelled);
+    const double expected = (grads[i] * direction).sum().item<double>();
+    EXPECT_GT(grads[i].norm().item<double>(), 1e-6);
+    EXPECT_NEAR(slope, expected, 1e-6 * std::abs(expected));
+  }
+}
+
+// Row lists: the structure that token sparsity will use.
+std::shared_ptr<RowSet> Subset(const DeviceBatch& batch, const at::Tensor& keep) {
+  const RowSet& all = *batch.rows;
+  auto rows = std::make_shared<RowSet>();
+  rows->indices = keep.nonzero().view(-1);
+  rows->count = rows->indices->size(0);
+  rows->row_ids = all.row_ids.index_select(0, *rows->indices);
+  rows->rope = {all.rope.cos.index_select(0, *rows->indices),
+                all.rope.sin.index_select(0, *rows->indices)};
+  const at::Tensor before = at::cat({at::zeros({1}, at::kLong), keep.to(at::kLong).cumsum(0)});
+  for (const int64_t start : all.segments.starts) {
+    rows->segments.starts.push_back(before[start].item<int64_t>());
+  }
+  rows->segments.longest = all.segments.longest;
+  return rows;
+}
+
+TEST_P(TapeParity, RowListsEqualTheMaskedDenseModel) {
+  Engine engine = Make(at::kDouble);
+  const MicroBatch batch = Batch(engine.config);
+  const DeviceBatch device = ToDevice(batch, engine.decoder);
+  std::mt19937_64 random(kSeed);
+  for (const bool shared : {true, false}) {
+    RowPlan plan;
+    PlainOptions options;
+    for (int64_t i = 0; i < engine.config.layers; ++i) {
+      const auto draw = [&] {
+        at::Tensor keep = at::zeros({batch.rows()}, at::kBool);
+        for (int64_t r = 0; r < batch.rows(); ++r) keep[r] = random() % 2 == 0;
+        return keep;
+      };
+      const at::Tensor attention = draw(), mlp = shared ? attention : draw();
+      options.attention_rows.push_back(attention);
+      options.mlp_rows.push_back(mlp);
+      plan.attention.push_back(Subset(device, attention));
+      plan.mlp.push_back(shared ? plan.attention.back() : Subset(device, mlp));
+    }
+    const Expected expected = Plain(engine, batch, options);
+    for (const std::string& policy : kPolicies) {
+      SCOPED_TRACE(policy);
+      ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers), plan), expected,
+                 1e-10);
+    }
+  }
+}
+
+TEST(Tape, StartsAtTheLowestTrainableTensor) {
+  lemo::v1::TunerSpec spec = LoraSpec();
+  for (const std::string target :
+       {"layers.2.self_attn.q_proj", "layers.2.self_attn.o_proj", "layers.2.mlp.down_proj"}) {
+    SCOPED_TRACE(target);
+    spec.mutable_lora()->clear_targets();
+    spec.mutable_lora()->add_targets(target);
+    Engine engine("gqa", at::kDouble, spec);
+    const MicroBatch batch = RandomBatch(engine.config, {12, 9}, kSeed);
+    const Expected expected = Plain(engine, batch, {});
+    for (const std::string& policy : kPolicies) {
+      SCOPED_TRACE(policy);
+      ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-12);
+      EXPECT_LE(engine.saved_bytes, SavedBytes(*ParseStoragePolicy(policy), engine.config,
+                                               batch.rows(), sizeof(double), sizeof(double)));
+    }
+  }
+}
+
+// Design section 4: bytes a token-layer of Llama-3-8B at bf16.
+TEST(StoragePolicy, LlamaBytesAreThoseOfTheDesign) {
+  DecoderConfig config;
+  config.hidden = 4096;
+  config.heads = 32;
+  config.kv_heads = 8;
+  config.head_dim = 128;
+  config.intermediate = 14336;
+  const int64_t rows = 8192;
+  for (const auto& [policy, bytes] : std::vector<std::pair<std::string, double>>{
+           {"all", 94e3}, {"mlp", 37e3}, {"attn_out", 16.5e3}, {"input", 8.192e3}}) {
+    const double each =
+        static_cast<double>(SavedBytes(*ParseStoragePolicy(policy), config, rows, 2, 4)) / rows;
+    EXPECT_NEAR(each, bytes, 0.03 * bytes) << policy;
+  }
+}
+
+TEST(Tape, DropoutIsReplayedInBackward) {
+  lemo::v1::TunerSpec spec = LoraSpec();
+  spec.mutable_lora()->set_dropout(0.3);
+  Engine engine("gqa", at::kDouble, spec);
+  const MicroBatch batch = RandomBatch(engine.config, {20}, kSeed);
+  std::vector<at::Tensor> first;
+  for (const std::string& policy : kPolicies) {
+    engine.Run(batch, Uniform(policy, engine.config.layers));
+    if (first.empty()) first = engine.Gradients();
+    for (size_t i = 0; i < first.size(); ++i) {
+      EXPECT_TRUE(at::equal(engine.trainables[i].grad, first[i])) << policy;
+    }
+  }
+  const Expected without = Plain(engine, batch, {});
+  EXPECT_GT(RelativeError(engine.hidden, without.hidden), 1e-3);
+}
+
+}  // namespace
+}  // namespace lemo::train

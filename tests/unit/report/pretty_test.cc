@@ -1,0 +1,138 @@
+#include "worker/train/report/pretty.h"
+
+#include <cmath>
+#include <functional>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/sample_run.h"
+#include "worker/train/report/event_sink.h"
+
+namespace lemo::train {
+namespace {
+
+using ::lemo::testing::SampleClock;
+using ::lemo::testing::SampleEval;
+using ::lemo::testing::SampleReport;
+using ::lemo::testing::SampleStep;
+using ::testing::AllOf;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+lemo::v1::RunEvent StepAfter(SampleClock* clock, double seconds, int step) {
+  auto event = clock->After(seconds);
+  *event.mutable_step() = SampleStep(step, 40);
+  return event;
+}
+
+TEST(Pretty, ATerminalHasOneProgressLine) {
+  PrettyFormatter formatter({.terminal = true, .width = 100});
+  SampleClock clock;
+  const std::string first = formatter.Format(StepAfter(&clock, 1, 10));
+  EXPECT_THAT(first, AllOf(StartsWith("\r\x1b[K[=====>"), HasSubstr("step 10/40"),
+                           HasSubstr("loss 3.0"), HasSubstr("16.4k tok/s"), HasSubstr("412.0 MiB"),
+                           HasSubstr("ETA 0:15"), Not(HasSubstr("\n"))));
+  // Too soon for another.
+  EXPECT_EQ(formatter.Format(StepAfter(&clock, 0.05, 11)), "");
+  EXPECT_THAT(formatter.Format(StepAfter(&clock, 0.06, 12)), HasSubstr("step 12/40"));
+  // An evaluation takes the line's place.
+  auto eval = clock.After(1);
+  *eval.mutable_eval() = SampleEval(12, 3, 20.1, false);
+  EXPECT_THAT(formatter.Format(eval),
+              AllOf(StartsWith("\r\x1b[K  eval at step 12"), EndsWith("\n")));
+  EXPECT_THAT(formatter.Format(eval), StartsWith("  eval"));
+  // The last step is drawn however soon it comes, and stays.
+  formatter.Format(StepAfter(&clock, 1, 39));
+  EXPECT_THAT(formatter.Format(StepAfter(&clock, 0, 40)),
+              AllOf(HasSubstr("40/40"), EndsWith("\n")));
+}
+
+TEST(Pretty, TheProgressLineFitsEveryWidth) {
+  for (int width = 1; width <= 200; ++width) {
+    PrettyFormatter formatter({.terminal = true, .width = width});
+    SampleClock clock;
+    std::string line = formatter.Format(StepAfter(&clock, 1, 10)).substr(4);
+    EXPECT_LE(line.size(), std::max<size_t>(width - 1, 1)) << width;
+    if (width > 30) {
+      EXPECT_THAT(line, HasSubstr("step 10/40  loss 3.0"));
+    }
+  }
+}
+
+TEST(Pretty, AFileGetsALineAStepAtMostOnceASecond) {
+  PrettyFormatter formatter({.terminal = false});
+  SampleClock clock;
+  EXPECT_THAT(formatter.Format(StepAfter(&clock, 1, 1)),
+              AllOf(StartsWith("  step 1/40  loss 3."), EndsWith("\n"), Not(HasSubstr("\x1b"))));
+  EXPECT_EQ(formatter.Format(StepAfter(&clock, 0.5, 2)), "");
+  EXPECT_THAT(formatter.Format(StepAfter(&clock, 0.5, 3)), HasSubstr("step 3/40"));
+  EXPECT_THAT(formatter.Format(StepAfter(&clock, 0, 40)), HasSubstr("step 40/40"));
+}
+
+std::string ResultText(const std::function<void(lemo::v1::ResultEvent*)>& change) {
+  SampleClock clock;
+  auto event = clock.After(1);
+  *event.mutable_result() = *SampleReport().result();
+  change(event.mutable_result());
+  return PrettyFormatter({}).Format(event);
+}
+
+TEST(Pretty, TheResultEndsWithHowToLoadIt) {
+  const std::string text = ResultText([](auto*) {});
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("Finished: 40 steps"), HasSubstr("3.2500 -> 2.8906"),
+                    HasSubstr("25.79 -> 18.005"), HasSubstr("saved activations 288.0 MiB"),
+                    EndsWith("PeftModel.from_pretrained(base_model, \"out/almayer/adapter\")\n")));
+}
+
+TEST(Pretty, WhatWasNotMeasuredIsLeftOut) {
+  const std::string text = ResultText([](lemo::v1::ResultEvent* result) {
+    result->set_eval_loss(NAN);
+    result->set_eval_loss_before(NAN);
+    result->set_perplexity(NAN);
+    result->set_perplexity_before(NAN);
+    result->set_publish_max_logit_difference(NAN);
+  });
+  EXPECT_THAT(text, AllOf(Not(HasSubstr("eval loss")), Not(HasSubstr("perplexity")),
+                          Not(HasSubstr("checked")), Not(HasSubstr("nan"))));
+}
+
+TEST(Pretty, AnInterruptedRunSaysHowToGoOn) {
+  EXPECT_THAT(ResultText([](lemo::v1::ResultEvent* result) { result->set_interrupted(true); }),
+              AllOf(HasSubstr("Stopped by a signal after step 40"),
+                    EndsWith("--resume auto to go on from the checkpoint.\n")));
+}
+
+TEST(Pretty, ErrorsListFaultsAndEndWithTheAdvice) {
+  Violations violations;
+  for (int i = 0; i < 60; ++i) violations.Add("data.train[0]", "row " + std::to_string(i));
+  violations.Add({});
+  auto event = MakeErrorEvent("bad data", violations, 2, "fix the rows");
+  EXPECT_EQ(event.error().exit_code(), 2);
+  const std::string text = PrettyFormatter({}).Format(event);
+  EXPECT_THAT(text, AllOf(HasSubstr("error: bad data (61 faults, the first 50 follow)\n"),
+                          HasSubstr("\n  data.train[0]: row 49\n"),
+                          EndsWith("\nWhat to do: fix the rows\n")));
+  for (int code : {2, 3, 4}) {
+    EXPECT_FALSE(MakeErrorEvent("x", {}, code).error().advice().empty());
+  }
+}
+
+TEST(Pretty, TextFromFilesCannotDriveTheTerminal) {
+  PrettyFormatter formatter({.terminal = true});
+  lemo::v1::RunEvent event;
+  event.mutable_warning()->set_message("a\x1b[2Jb\rc\x7f");
+  EXPECT_EQ(formatter.Format(event), "warning: a?[2Jb?c?\n");
+}
+
+TEST(Pretty, ColourOnlyWhenAsked) {
+  lemo::v1::RunEvent event;
+  event.mutable_warning()->set_message("m");
+  EXPECT_THAT(PrettyFormatter({.color = true}).Format(event), HasSubstr("\x1b["));
+  EXPECT_THAT(PrettyFormatter({.color = false}).Format(event), Not(HasSubstr("\x1b[")));
+}
+
+}  // namespace
+}  // namespace lemo::train
