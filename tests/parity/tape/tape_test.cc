@@ -66,6 +66,16 @@ struct Engine {
     return sums;
   }
 
+  // The loss sum alone.
+  double Loss(const MicroBatch& batch) {
+    const DeviceBatch device = ToDevice(batch, decoder);
+    Tape tape(decoder, trainables, {.policies = Uniform("input", config.layers)}, batch.rows());
+    CrossEntropyObjective objective(decoder, trainables, /*segment_rows=*/5);
+    const at::Tensor stream =
+        tape.Forward(device.tokens, RowPlan::Dense(config, device.rows), {}, false);
+    return objective.Loss(stream, device.labels).loss;
+  }
+
   std::vector<at::Tensor> Gradients() const {
     std::vector<at::Tensor> grads;
     for (const Trainable& trainable : trainables) grads.push_back(trainable.grad.clone());
@@ -280,8 +290,7 @@ TEST_P(TapeParity, PackedDocumentsEqualUnpackedOnes) {
 TEST_P(TapeParity, FiniteDifferences) {
   Engine engine = Make(at::kDouble);
   const MicroBatch batch = Batch(engine.config);
-  const auto policies = Uniform("input", engine.config.layers);
-  const LossSums at_start = engine.Run(batch, policies);
+  const LossSums at_start = engine.Run(batch, Uniform("input", engine.config.layers));
   const std::vector<at::Tensor> grads = engine.Gradients();
   const double step = 1e-3;
   for (size_t i = 0; i < engine.trainables.size(); ++i) {
@@ -295,7 +304,7 @@ TEST_P(TapeParity, FiniteDifferences) {
         (grads[i] / grads[i].norm() + random / random.norm()) / std::sqrt(2.0);
     const auto loss_at = [&](double t) {
       trainable.master.copy_(start).add_(direction, t);
-      return engine.Run(batch, policies).loss;
+      return engine.Loss(batch);
     };
     const double near = loss_at(step) - loss_at(-step);
     const double far = loss_at(2 * step) - loss_at(-2 * step);

@@ -19,6 +19,15 @@ int64_t ChooseSegmentRows(int64_t wanted, int64_t vocabulary) {
   return std::clamp<int64_t>(kSegmentBytes / (6 * vocabulary), 1, kSegmentRows);
 }
 
+// sum += a b. In place where the types allow it: the head is the largest matrix of many models.
+void AddProduct(const at::Tensor& a, const at::Tensor& b, const at::Tensor& sum) {
+  if (sum.scalar_type() == a.scalar_type()) {
+    sum.addmm_(a, b);
+  } else {
+    sum.add_(a.matmul(b));
+  }
+}
+
 }  // namespace
 
 CrossEntropyObjective::CrossEntropyObjective(const Decoder& decoder, Trainables& trainables,
@@ -52,7 +61,7 @@ LossSums CrossEntropyObjective::LossAndGradient(const at::Tensor& stream, const 
     loss += losses.sum(at::kDouble);
     correct += hits.sum();
     const at::Tensor& dlogits = logits;
-    if (head_ != nullptr) head_->grad.add_(dlogits.t().matmul(normed));
+    if (head_ != nullptr) AddProduct(dlogits.t(), normed, head_->grad);
     const auto [dx, dnorm] =
         kernels::RmsNormBackward(dlogits.matmul(decoder_.head), x, rstd, decoder_.final_norm,
                                  /*need_weight_grad=*/norm_ != nullptr);

@@ -1,0 +1,111 @@
+// What lemo-train does besides training, and the forms of its output.
+#include <gmock/gmock.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <google/protobuf/util/delimited_message_util.h>
+#include <gtest/gtest.h>
+
+#include "lemo/v1/run_event.pb.h"
+#include "tests/e2e/train/workspace.h"
+
+namespace lemo::train {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::HasSubstr;
+
+TEST(Modes, ValidateSaysWhatIsThere) {
+  const Workspace workspace;
+  const Outcome run = workspace.Run(Workspace::Spec(), {"--validate"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("valid"));
+  EXPECT_THAT(run.out, HasSubstr("40 rows"));
+  EXPECT_FALSE(fs::exists(workspace.path() / "out/adapter"));
+  EXPECT_FALSE(fs::exists(workspace.path() / "out/run_identity.json"));
+  // And stands in no run's way.
+  EXPECT_EQ(workspace.Run(Workspace::Spec()).exit_code, 0);
+}
+
+TEST(Modes, ThePrintedSpecIsTheSpec) {
+  const Workspace workspace;
+  const Outcome first = workspace.Run(Workspace::Spec(), {"--print-spec"});
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  const json printed = json::parse(first.out);
+  EXPECT_EQ(printed.at("train").at("seed"), 7);
+  EXPECT_EQ(printed.at("memory").at("policy"), "attn_out");
+  const Outcome second = workspace.Run(printed, {"--print-spec"});
+  EXPECT_EQ(second.out, first.out);
+  const Outcome set =
+      workspace.Run(printed, {"--print-spec", "--set", "train.seed=9", "--device", "auto"});
+  EXPECT_EQ(json::parse(set.out).at("train").at("seed"), 9);
+  EXPECT_EQ(json::parse(set.out).at("device"), "auto");
+  EXPECT_FALSE(fs::exists(workspace.path() / "out"));
+}
+
+TEST(Modes, ThePreviewMarksWhatIsTrained) {
+  const Workspace workspace;
+  workspace.Write("train.jsonl",
+                  "{\"prompt\": \"the girl\", \"completion\": \" had a ball\"}\n"
+                  "{\"prompt\": \"the dog\", \"completion\": \" saw a tree\"}\n"
+                  "{\"prompt\": \"one day\", \"completion\": \" she was happy\"}\n");
+  const Outcome run = workspace.Run(Workspace::Spec(), {"--preview-data", "2"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("train.jsonl:1: "));
+  EXPECT_THAT(run.out, HasSubstr("the girl[["));
+  EXPECT_THAT(run.out, HasSubstr("had a ball"));
+  EXPECT_THAT(run.out, HasSubstr("train.jsonl:2: "));
+  EXPECT_THAT(run.out, testing::Not(HasSubstr("train.jsonl:3: ")));
+}
+
+TEST(Modes, EvalOnlyGivesTheLossBeforeTraining) {
+  const Workspace workspace;
+  json spec = Workspace::Spec();
+  const Outcome eval = workspace.Run(spec, {"--eval-only"});
+  ASSERT_EQ(eval.exit_code, 0) << eval.out << eval.err;
+  EXPECT_FALSE(fs::exists(workspace.path() / "out/adapter"));
+  const Outcome train = workspace.Run(spec);
+  ASSERT_EQ(train.exit_code, 0) << train.out << train.err;
+  EXPECT_EQ(eval.Last("result").at("eval_loss"), train.Last("result").at("eval_loss_before"));
+  EXPECT_EQ(eval.Last("eval").at("labelled_tokens"), train.Of("eval")[0].at("labelled_tokens"));
+}
+
+TEST(Modes, EventsGoToADescriptorAsProtobuf) {
+  const Workspace workspace;
+  workspace.Write("run.json", Workspace::Spec().dump());
+  const Outcome run =
+      workspace.RunPlain({"run.json", "--events", "fd:3"}, {.fd3 = workspace.path() / "events"});
+  ASSERT_EQ(run.exit_code, 0) << run.out << run.err;
+  EXPECT_EQ(run.out, "");
+  const std::string bytes = ReadAll(workspace.path() / "events");
+  google::protobuf::io::ArrayInputStream stream(bytes.data(), static_cast<int>(bytes.size()));
+  std::vector<lemo::v1::RunEvent> events;
+  bool clean_end = false;
+  lemo::v1::RunEvent event;
+  while (google::protobuf::util::ParseDelimitedFromZeroCopyStream(&event, &stream, &clean_end)) {
+    events.push_back(event);
+    event.Clear();
+  }
+  EXPECT_TRUE(clean_end);
+  int steps = 0;
+  for (size_t i = 0; i < events.size(); ++i) {
+    EXPECT_EQ(events[i].sequence(), static_cast<int64_t>(i) + 1);
+    if (events[i].has_step()) EXPECT_EQ(events[i].step().step(), ++steps);
+  }
+  EXPECT_EQ(steps, 4);
+  ASSERT_FALSE(events.empty());
+  EXPECT_EQ(events.back().result().steps(), 4);
+  EXPECT_EQ(events.back().result().adapter_dir(), "out/adapter");
+}
+
+TEST(Modes, PrettyIsForPeople) {
+  const Workspace workspace;
+  workspace.Write("run.json", Workspace::Spec().dump());
+  const Outcome run = workspace.RunPlain({"run.json"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("out/adapter"));
+  EXPECT_THAT(run.out, HasSubstr("perplexity"));
+  EXPECT_TRUE(run.events.empty());
+}
+
+}  // namespace
+}  // namespace lemo::train
