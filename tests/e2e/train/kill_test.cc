@@ -21,7 +21,7 @@ constexpr std::chrono::minutes kPatience{1};
 
 json KillSpec(const std::string& out) {
   json spec = Workspace::Spec();
-  spec["data"]["max_length"] = 32;
+  spec["train"]["batch_sequences"] = 1;
   spec["tuner"]["lora"]["dropout"] = 0.1;
   spec["train"]["steps"] = 12;
   spec["checkpoint"] = {{"every_steps", 1}};

@@ -89,7 +89,8 @@ TEST(Modes, EventsGoToADescriptorAsProtobuf) {
   int steps = 0;
   for (size_t i = 0; i < events.size(); ++i) {
     EXPECT_EQ(events[i].sequence(), static_cast<int64_t>(i) + 1);
-    if (events[i].has_step()) EXPECT_EQ(events[i].step().step(), ++steps);
+    if (!events[i].has_step()) continue;
+    EXPECT_EQ(events[i].step().step(), ++steps);
   }
   EXPECT_EQ(steps, 4);
   ASSERT_FALSE(events.empty());

@@ -27,12 +27,12 @@ namespace {
     if (file == 3) ::fcntl(3, F_SETFD, 0);
   }
   if (options.file_size_limit) {
-    // A full disk is an error of the call, not a signal.
-    std::signal(SIGXFSZ, SIG_IGN);
     rlimit limit = {};
     limit.rlim_cur = limit.rlim_max = *options.file_size_limit;
     ::setrlimit(RLIMIT_FSIZE, &limit);
   }
+  // OpenMP's threads would spin against those of other tests on the same cores.
+  ::setenv("OMP_WAIT_POLICY", "passive", /*overwrite=*/0);
   ::execv(argv[0], argv.data());
   ::_exit(127);
 }

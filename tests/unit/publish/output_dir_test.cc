@@ -51,6 +51,7 @@ TEST(OutputDirectory, TheSameRunMayComeAgain) {
 TEST(OutputDirectory, AnotherRunIsRefusedWithWhatDiffersAndNothingChanges) {
   const ScratchDir scratch;
   ASSERT_TRUE(OutputDirectory::Claim(scratch.path(), Claim()).ok());
+  WriteText(scratch.path() / "adapter" / "file", "of the run");
   const std::string marker = ReadText(scratch.path() / "run_identity.json");
   OutputClaim other = Claim("0.002");
   const auto refused = OutputDirectory::Claim(scratch.path(), other);
@@ -64,6 +65,29 @@ TEST(OutputDirectory, AnotherRunIsRefusedWithWhatDiffersAndNothingChanges) {
   other.identity_json = "{\"a\":1,\"b\":2,\"c\":3,\"d\":4,\"e\":5,\"f\":6,\"g\":7}";
   EXPECT_THAT(std::string(OutputDirectory::Claim(scratch.path(), other).status().message()),
               HasSubstr("more fields differ"));
+}
+
+TEST(OutputDirectory, ARunWithoutAResultGivesItsPlaceToAnother) {
+  const ScratchDir scratch;
+  ASSERT_TRUE(OutputDirectory::Claim(scratch.path(), Claim("0.001")).ok());
+  const auto other = OutputDirectory::Claim(scratch.path(), Claim("0.002"));
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_FALSE(other->had_run());
+  EXPECT_THAT(ReadText(scratch.path() / "run_identity.json"), HasSubstr("0.002"));
+}
+
+TEST(OutputDirectory, AWithdrawnClaimLeavesWhatWasThere) {
+  const ScratchDir scratch;
+  const fs::path made = scratch.path() / "made", filled = scratch.path() / "filled";
+  for (const fs::path& dir : {made, filled, scratch.path()}) {
+    auto output = OutputDirectory::Claim(dir, Claim());
+    ASSERT_TRUE(output.ok()) << output.status();
+    if (dir == filled) WriteText(filled / "notes", "a person's");
+    output->Withdraw();
+  }
+  EXPECT_FALSE(fs::exists(made));
+  EXPECT_THAT(Names(filled), ElementsAre("notes"));
+  EXPECT_TRUE(fs::exists(scratch.path() / "run_identity.json"));
 }
 
 TEST(OutputDirectory, FilesInTheWayAreRefusedOthersAreNot) {

@@ -6,9 +6,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "common/status_macros.h"
 #include "worker/train/model/family/family.h"
 #include "worker/train/model/family/run_length.h"
+#include "worker/train/model/weights.h"
 #include "worker/train/publish/peft_pattern.h"
 
 namespace lemo::train {
@@ -72,7 +74,9 @@ void OpenModel(Inputs* inputs, Violations* violations) {
   }
   if (absl::Status status = CheckRunLength(inputs->config, spec.data().max_length());
       !status.ok()) {
-    AddStatus("data.max_length", status, violations);
+    AddStatus("data.max_length",
+              absl::Status(status.code(), absl::StripPrefix(status.message(), "max_length: ")),
+              violations);
   }
   if (!spec.train().has_micro_batch_tokens()) {
     spec.mutable_train()->set_micro_batch_tokens(spec.data().max_length());
@@ -85,6 +89,11 @@ void OpenModel(Inputs* inputs, Violations* violations) {
     }
   }
   CheckTargets(*inputs, violations);
+  if (!spec.model().has_random_init()) {
+    if (absl::Status status = CheckWeights(spec.model().path(), inputs->config); !status.ok()) {
+      AddStatus("model.path", status, violations);
+    }
+  }
   absl::StatusOr<text::ModelText> text = text::ModelText::Load(spec.model().path());
   if (!text.ok()) {
     AddStatus("model.path", text.status(), violations);

@@ -22,7 +22,7 @@ struct Inputs {
   std::optional<Dataset> eval;   // absent when the spec names no files
 };
 
-// Reads the model's config and tokenizer and fills in data.max_length and train.micro_batch_tokens.
+// Reads the model's config, tokenizer and the headers of its weights and fills in data.max_length and train.micro_batch_tokens.
 // Faults are added to `violations`.
 void OpenModel(Inputs* inputs, Violations* violations);
 

@@ -22,6 +22,8 @@ void CatchStopSignals() {
   action.sa_handler = &Handle;
   action.sa_flags = SA_RESTART;
   for (const int signal : {SIGTERM, SIGINT}) sigaction(signal, &action, nullptr);
+  // A file that may not grow (ulimit -f) is then an error of the write, which names the file.
+  ::signal(SIGXFSZ, SIG_IGN);
 }
 
 int StopSignal() { return stop_signal.load(); }

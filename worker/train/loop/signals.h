@@ -4,7 +4,7 @@
 
 namespace lemo::train {
 
-// Installs the handlers. Call once.
+// Installs the handlers, and has a limit on file sizes (SIGXFSZ) fail the write alone. Call once.
 void CatchStopSignals();
 
 // The signal that asked, or 0.

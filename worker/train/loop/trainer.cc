@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "nlohmann/json.hpp"
@@ -123,6 +124,20 @@ lemo::v1::PeakBytes PeakByCategory(const Engine& engine, at::Device device) {
   return peak;
 }
 
+// An error with the field of the spec that it comes from.
+absl::Status InField(const std::string& field, const absl::Status& status) {
+  if (status.ok() || absl::StartsWith(status.message(), field)) return status;
+  return absl::Status(status.code(), absl::StrCat(field, ": ", status.message()));
+}
+
+// Where a command that makes no result keeps tokenised data: it uses a cache that is there, and
+// makes none.
+std::string ExistingCache(const lemo::v1::RunSpec& spec) {
+  std::error_code ignored;
+  return std::filesystem::is_directory(spec.data().cache_dir(), ignored) ? spec.data().cache_dir()
+                                                                         : "";
+}
+
 // The spec without what may change between two attempts of one run, and the content that it names.
 absl::StatusOr<std::string> RunIdentity(const Inputs& inputs) {
   lemo::v1::RunSpec spec = inputs.spec;
@@ -131,15 +146,29 @@ absl::StatusOr<std::string> RunIdentity(const Inputs& inputs) {
   spec.clear_checkpoint();
   spec.mutable_data()->clear_cache_dir();
   nlohmann::json identity = nlohmann::json::parse(RunSpecToJson(spec));
-  LEMO_ASSIGN_OR_RETURN(identity["model_fingerprint"],
-                        WeightsFingerprint(inputs.spec.model().path()));
+  const std::filesystem::path model = inputs.spec.model().path();
+  if (inputs.spec.model().has_random_init()) {
+    LEMO_ASSIGN_OR_RETURN(identity["content"]["config.json"], HashFile(model / "config.json"));
+  } else {
+    LEMO_ASSIGN_OR_RETURN(identity["model_fingerprint"], WeightsFingerprint(model));
+  }
+  if (!inputs.spec.tuner().lora().init_from().empty()) {
+    const std::filesystem::path adapter = inputs.spec.tuner().lora().init_from();
+    const absl::StatusOr<std::string> hash = HashFile(adapter / "adapter_model.safetensors");
+    if (!hash.ok()) return InField("tuner.lora.init_from", hash.status());
+    identity["content"]["init_from"] = *hash;
+  }
   identity["tokenizer_sha256"] = inputs.text->tokenizer_hash();
   if (inputs.text->chat_template()) {
     identity["template_sha256"] = inputs.text->chat_template()->hash();
   }
-  for (const auto* files : {&inputs.spec.data().train(), &inputs.spec.data().eval()}) {
-    for (const lemo::v1::DataFile& file : *files) {
-      LEMO_ASSIGN_OR_RETURN(identity["content"][file.path()], HashFile(file.path()));
+  for (const auto& [name, files] : {std::pair{"data.train", &inputs.spec.data().train()},
+                                    std::pair{"data.eval", &inputs.spec.data().eval()}}) {
+    for (int i = 0; i < files->size(); ++i) {
+      const std::string& path = files->Get(i).path();
+      const absl::StatusOr<std::string> hash = HashFile(path);
+      if (!hash.ok()) return InField(absl::StrCat(name, "[", i, "]"), hash.status());
+      identity["content"][path] = *hash;
     }
   }
   return identity.dump();
@@ -204,9 +233,13 @@ class Run {
       : options_(options), violations_(violations), reporter_(sink) {}
 
   absl::Status Go(const lemo::v1::RunSpec& spec) {
-    LEMO_RETURN_IF_ERROR(Open(spec));
-    LEMO_RETURN_IF_ERROR(Load());
-    LEMO_RETURN_IF_ERROR(Resume());
+    absl::Status ready = Open(spec);
+    if (ready.ok()) ready = Load();
+    if (ready.ok()) ready = Resume();
+    if (!ready.ok()) {
+      Withdraw();
+      return ready;
+    }
     LEMO_RETURN_IF_ERROR(Steps());
     return Finish();
   }
@@ -220,27 +253,33 @@ class Run {
     inputs_.spec = spec;
     OpenModel(&inputs_, violations_);
     LEMO_RETURN_IF_ERROR(violations_->ToStatus());
+    cache_is_new_ = ExistingCache(spec).empty();
     LEMO_RETURN_IF_ERROR(Claim());
-    const std::filesystem::path cache = spec.data().has_cache_dir()
-                                            ? std::filesystem::path(spec.data().cache_dir())
-                                            : output_->path() / "cache";
     reporter_.Phase("tokenize");
-    LEMO_RETURN_IF_ERROR(OpenData(&inputs_, cache.string(), /*want_train=*/true, violations_));
+    LEMO_RETURN_IF_ERROR(
+        OpenData(&inputs_, spec.data().cache_dir(), /*want_train=*/true, violations_));
     LEMO_RETURN_IF_ERROR(violations_->ToStatus());
     reporter_.Phase("tokenize", inputs_.train->counts().ToString());
     return absl::OkStatus();
   }
 
+  // A run that cannot begin leaves nothing behind.
+  void Withdraw() {
+    if (!output_ || output_->had_run()) return;
+    std::error_code ignored;
+    if (cache_is_new_) std::filesystem::remove_all(spec().data().cache_dir(), ignored);
+    output_->Withdraw();
+  }
+
   absl::Status Claim() {
     LEMO_ASSIGN_OR_RETURN(const std::string identity, RunIdentity(inputs_));
     const std::filesystem::path dir = spec().output().dir();
-    LEMO_ASSIGN_OR_RETURN(
-        OutputDirectory claimed,
-        OutputDirectory::Claim(
-            dir, {.identity_json = identity,
-                  .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, "report.json",
-                                    "report.html", "trainer_state.json"}}));
-    output_ = std::move(claimed);
+    absl::StatusOr<OutputDirectory> claimed = OutputDirectory::Claim(
+        dir, {.identity_json = identity,
+              .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, "report.json",
+                                "report.html", "trainer_state.json"}});
+    if (!claimed.ok()) return InField("output.dir", claimed.status());
+    output_ = *std::move(claimed);
     if (!output_->locked()) {
       reporter_.Warning("this file system has no locks: nothing keeps a second process away",
                         "output.dir");
@@ -462,6 +501,7 @@ class Run {
   Compute compute_;
   Inputs inputs_;
   std::optional<OutputDirectory> output_;
+  bool cache_is_new_ = false;
   std::optional<CheckpointStore> store_;
   std::optional<BatchStream> stream_;
   Schedule schedule_;
@@ -485,7 +525,7 @@ absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations*
   inputs->spec = spec;
   OpenModel(inputs, violations);
   if (!inputs->text) return violations->ToStatus();
-  LEMO_RETURN_IF_ERROR(OpenData(inputs, spec.data().cache_dir(), /*want_train=*/true, violations));
+  LEMO_RETURN_IF_ERROR(OpenData(inputs, ExistingCache(spec), /*want_train=*/true, violations));
   return violations->ToStatus();
 }
 
@@ -499,8 +539,7 @@ absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violat
   OpenModel(&inputs, violations);
   LEMO_RETURN_IF_ERROR(violations->ToStatus());
   reporter.Phase("tokenize");
-  LEMO_RETURN_IF_ERROR(
-      OpenData(&inputs, spec.data().cache_dir(), /*want_train=*/false, violations));
+  LEMO_RETURN_IF_ERROR(OpenData(&inputs, ExistingCache(spec), /*want_train=*/false, violations));
   LEMO_RETURN_IF_ERROR(violations->ToStatus());
   EvalBatches batches(&*inputs.eval, inputs.spec.train().micro_batch_tokens(),
                       inputs.spec.eval().max_sequences());

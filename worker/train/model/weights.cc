@@ -159,21 +159,22 @@ const at::Tensor& ModelWeights::at(std::string_view name) const {
   return found->second;
 }
 
-absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
-                                         const DecoderConfig& config, at::ScalarType type,
-                                         at::Device device) {
-  const at::NoGradGuard no_grad;
+namespace {
+
+// The model's tensors where they lie, checked against its config.
+absl::StatusOr<std::map<std::string, Source>> FindTensors(const std::filesystem::path& model_dir,
+                                                          const DecoderConfig& config,
+                                                          std::vector<std::string>* warnings) {
   LEMO_ASSIGN_OR_RETURN(const WeightFiles found, FindWeightFiles(model_dir));
   LEMO_ASSIGN_OR_RETURN(auto sources, OpenFiles(model_dir, found));
   const std::vector<TensorSpec> expected = ExpectedTensors(config);
 
   std::map<std::string, Source> rest = sources;
   for (const TensorSpec& spec : expected) rest.erase(spec.name);
-  std::vector<std::string> warnings;
   if (const auto head = rest.find(kHead); head != rest.end() && config.tied_embeddings) {
     const auto embedding = sources.find(kEmbedding);
     if (embedding != sources.end() && !SameBytes(head->second, embedding->second)) {
-      warnings.push_back(absl::StrCat(
+      warnings->push_back(absl::StrCat(
           "lm_head.weight differs from model.embed_tokens.weight, but config.json ties them "
           "(tie_word_embeddings): the head is ignored"));
     }
@@ -185,13 +186,28 @@ absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
   }
   LEMO_RETURN_IF_ERROR(CheckTensors(model_dir, config, found, expected, sources, unexpected));
   for (const std::string& name : unexpected) {
-    warnings.push_back(absl::StrCat("tensor ", absl::CHexEscape(name.substr(0, 160)),
-                                    " has no place in the model and is ignored"));
+    warnings->push_back(absl::StrCat("tensor ", absl::CHexEscape(name.substr(0, 160)),
+                                     " has no place in the model and is ignored"));
   }
+  return sources;
+}
 
+}  // namespace
+
+absl::Status CheckWeights(const std::filesystem::path& model_dir, const DecoderConfig& config) {
+  std::vector<std::string> warnings;
+  return FindTensors(model_dir, config, &warnings).status();
+}
+
+absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
+                                         const DecoderConfig& config, at::ScalarType type,
+                                         at::Device device) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::string> warnings;
+  LEMO_ASSIGN_OR_RETURN(const auto sources, FindTensors(model_dir, config, &warnings));
   ModelWeights::Map tensors;
   int64_t mapped_bytes = 0;
-  for (const TensorSpec& spec : expected) {
+  for (const TensorSpec& spec : ExpectedTensors(config)) {
     Loaded loaded = LoadTensor(sources.at(spec.name), type, device);
     if (loaded.mapped) mapped_bytes += static_cast<int64_t>(loaded.tensor.nbytes());
     tensors.emplace(spec.name, std::move(loaded.tensor));

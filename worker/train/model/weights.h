@@ -65,6 +65,9 @@ absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
                                          const DecoderConfig& config, at::ScalarType type,
                                          at::Device device);
 
+// The faults that LoadWeights would find, from the headers of the files alone.
+absl::Status CheckWeights(const std::filesystem::path& model_dir, const DecoderConfig& config);
+
 // Matrices and embeddings normal(0, config.initializer_range), norms 1, biases 0. The values,
 // rounded to `type`, depend on the seed and the tensor's name alone.
 ModelWeights RandomWeights(const DecoderConfig& config, uint64_t seed, at::ScalarType type,

@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -63,6 +64,11 @@ std::string Differences(const SortedJson& there, const SortedJson& here) {
   return absl::StrJoin(lines, "; ");
 }
 
+bool Exists(const fs::path& path) {
+  std::error_code error;
+  return fs::symlink_status(path, error).type() != fs::file_type::not_found && !error;
+}
+
 // Whether the same run was here; an error for another run or for files in the way. Writes nothing.
 absl::StatusOr<bool> Inspect(const fs::path& dir, const SortedJson& identity,
                              const OutputClaim& claim) {
@@ -70,9 +76,7 @@ absl::StatusOr<bool> Inspect(const fs::path& dir, const SortedJson& identity,
   absl::StatusOr<OrderedJson> read = ReadJsonObject(marker);
   if (absl::IsNotFound(read.status())) {
     for (const std::string& name : claim.names_written) {
-      std::error_code error;
-      if (fs::symlink_status(dir / name, error).type() == fs::file_type::not_found || error)
-        continue;
+      if (!Exists(dir / name)) continue;
       return absl::FailedPreconditionError(absl::StrCat(
           "output.dir: ", dir.string(), " holds ", name,
           ", which this run would write over, and no ", OutputDirectory::kMarkerName,
@@ -89,6 +93,11 @@ absl::StatusOr<bool> Inspect(const fs::path& dir, const SortedJson& identity,
   }
   const SortedJson there = SortedJson(read->value("identity", OrderedJson::object()));
   if (there == identity) return true;
+  // A run that stopped before its first result, perhaps for a fault of the data that is mended now.
+  if (std::none_of(claim.names_written.begin(), claim.names_written.end(),
+                   [&dir](const std::string& name) { return Exists(dir / name); })) {
+    return false;
+  }
   const std::string differences = Differences(there, identity);
   return absl::FailedPreconditionError(
       absl::StrCat("output.dir: ", dir.string(), " holds another run",
@@ -142,8 +151,9 @@ absl::StatusOr<OutputDirectory> OutputDirectory::Claim(const fs::path& dir,
   }
   // Once before anything is written, and once more when no other process can be writing.
   LEMO_RETURN_IF_ERROR(Inspect(dir, identity, claim).status());
-  LEMO_RETURN_IF_ERROR(MakeDirectories(dir));
   OutputDirectory output;
+  output.made_ = !fs::exists(dir, error);
+  LEMO_RETURN_IF_ERROR(MakeDirectories(dir));
   LEMO_ASSIGN_OR_RETURN(const Lock lock, TakeLock(dir));
   output.lock_fd_ = lock.fd;
   output.locked_ = lock.locked;
@@ -158,7 +168,10 @@ absl::StatusOr<OutputDirectory> OutputDirectory::Claim(const fs::path& dir,
         {"created", absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone())},
         {"fingerprint", output.fingerprint_},
         {"identity", ordered}};
-    LEMO_RETURN_IF_ERROR(WriteJson(dir / kMarkerName, marker));
+    if (absl::Status status = WriteJson(dir / kMarkerName, marker); !status.ok()) {
+      output.Withdraw();
+      return status;
+    }
   }
   return output;
 }
@@ -167,6 +180,7 @@ OutputDirectory::OutputDirectory(OutputDirectory&& other) noexcept
     : path_(std::move(other.path_)),
       fingerprint_(std::move(other.fingerprint_)),
       had_run_(other.had_run_),
+      made_(other.made_),
       locked_(other.locked_),
       lock_fd_(std::exchange(other.lock_fd_, -1)) {}
 
@@ -174,9 +188,18 @@ OutputDirectory& OutputDirectory::operator=(OutputDirectory&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(fingerprint_, other.fingerprint_);
   std::swap(had_run_, other.had_run_);
+  std::swap(made_, other.made_);
   std::swap(locked_, other.locked_);
   std::swap(lock_fd_, other.lock_fd_);
   return *this;
+}
+
+void OutputDirectory::Withdraw() {
+  if (!made_) return;
+  std::error_code ignored;
+  fs::remove(path_ / kMarkerName, ignored);
+  fs::remove(path_ / kLockName, ignored);
+  fs::remove(path_, ignored);  // fails where something else lies in it
 }
 
 OutputDirectory::~OutputDirectory() {

@@ -17,7 +17,8 @@ struct OutputClaim {
   std::string identity_json;
   // Names that the run will write (`adapter`, `checkpoints`, `report.json`). A directory that has
   // one of them but no marker of a run is refused, so nothing of anybody else is written over;
-  // other files are left alone.
+  // other files are left alone. A directory whose run wrote none of them holds nothing to keep: it
+  // goes to whichever run claims it.
   std::vector<std::string> names_written;
 };
 
@@ -40,6 +41,10 @@ class OutputDirectory {
   OutputDirectory& operator=(OutputDirectory&& other) noexcept;
   ~OutputDirectory();
 
+  // Takes the claim back: removes the directory where this claim made it and nothing else lies in
+  // it now. For a run that turned out to be impossible before it wrote a result.
+  void Withdraw();
+
   const std::filesystem::path& path() const { return path_; }
   // The same run was here before: there may be checkpoints to resume from.
   bool had_run() const { return had_run_; }
@@ -54,6 +59,7 @@ class OutputDirectory {
   std::filesystem::path path_;
   std::string fingerprint_;
   bool had_run_ = false;
+  bool made_ = false;  // there was no such directory before
   bool locked_ = false;
   int lock_fd_ = -1;
 };

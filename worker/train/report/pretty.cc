@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "worker/train/report/format.h"
@@ -276,7 +277,9 @@ std::string PrettyFormatter::Error(const lemo::v1::ErrorEvent& error) const {
   std::string out =
       absl::StrCat("\n", Paint(kRed, "error:"), " ", Printable(error.message()), "\n");
   for (const auto& violation : error.violations()) {
-    absl::StrAppend(&out, Indented(Printable(ViolationText(violation)), "  "), "\n");
+    const std::string text = ViolationText(violation);
+    if (absl::StrContains(error.message(), text)) continue;  // the message is that very list
+    absl::StrAppend(&out, Indented(Printable(text), "  "), "\n");
   }
   if (!error.advice().empty()) {
     absl::StrAppend(&out, Paint(kBold, "What to do:"), " ", Printable(error.advice()), "\n");
