@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <fstream>
 #include <random>
 #include <sstream>
@@ -86,15 +85,7 @@ fs::path Workspace::Model() {
   return fs::path(LEMO_SOURCE_DIR) / "tests" / "fixtures" / "stories260k";
 }
 
-std::string Workspace::Program() {
-  if (const char* given = std::getenv("LEMO_TRAIN")) return given;
-#ifdef LEMO_TRAIN_BINARY
-  return LEMO_TRAIN_BINARY;
-#else
-  ADD_FAILURE() << "this build has no lemo-train: set LEMO_TRAIN to one";
-  return "/nonexistent";
-#endif
-}
+std::string Workspace::Program() { return LEMO_TRAIN_BINARY; }
 
 nlohmann::json Workspace::Spec() {
   return {{"model", {{"path", Model().string()}, {"compute_type", "float32"}}},
