@@ -22,8 +22,8 @@ struct Inputs {
   std::optional<Dataset> eval;   // absent when the spec names no files
 };
 
-// Reads the model's config, tokenizer and the headers of its weights and fills in data.max_length and train.micro_batch_tokens.
-// Faults are added to `violations`.
+// Reads the model's config, tokenizer and the headers of its weights and fills in data.max_length
+// and train.micro_batch_tokens. Faults are added to `violations`.
 void OpenModel(Inputs* inputs, Violations* violations);
 
 // Reads, checks and tokenises the data files. `cache_dir` empty: nothing is kept. After OpenModel
