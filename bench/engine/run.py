@@ -25,7 +25,7 @@ POLICIES = ["all", "mlp", "attn_out", "input"]
 PEERS = {"peft": [], "peft-ckpt": ["--checkpointing"],
          "peft-ckpt-fused": ["--checkpointing", "--fused-loss"]}
 VARIANTS = list(PEERS) + [f"lemo-{policy}" for policy in POLICIES]
-# From the issue that asked for this benchmark: on a CPU, policy attn_out against peft-ckpt.
+# What the engine is to reach on a CPU, against peft-ckpt.
 TARGET_VARIANT, TARGET_SPEED, TARGET_MEMORY = "lemo-attn_out", 1.2, 0.5
 
 
