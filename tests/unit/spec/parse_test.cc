@@ -1,10 +1,10 @@
 #include <cmath>
 
+#include "common/located_json.h"
+#include "common/message_json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/unit/spec/faults.h"
-#include "worker/train/spec/located_json.h"
-#include "worker/train/spec/message_json.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {

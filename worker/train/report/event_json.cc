@@ -1,6 +1,6 @@
+#include "common/message_json.h"
 #include "google/protobuf/descriptor.h"
 #include "worker/train/report/event_sink.h"
-#include "worker/train/spec/message_json.h"
 
 namespace lemo::train {
 

@@ -6,9 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/message_json.h"
 #include "common/status_macros.h"
 #include "worker/train/report/report_html.h"
-#include "worker/train/spec/message_json.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {

@@ -6,9 +6,9 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/located_json.h"
+#include "common/message_json.h"
 #include "google/protobuf/descriptor.h"
-#include "worker/train/spec/located_json.h"
-#include "worker/train/spec/message_json.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {

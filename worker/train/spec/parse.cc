@@ -1,5 +1,5 @@
-#include "worker/train/spec/located_json.h"
-#include "worker/train/spec/message_json.h"
+#include "common/located_json.h"
+#include "common/message_json.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {

@@ -7,7 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "worker/train/spec/message_json.h"
+#include "common/message_json.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {

@@ -10,7 +10,7 @@
 
 #include "nlohmann/json.hpp"
 
-namespace lemo::train {
+namespace lemo {
 
 struct LocatedJson {
   enum class Kind { kScalar, kArray, kObject };
@@ -32,4 +32,4 @@ struct JsonFault {
 // are faults too.
 std::optional<LocatedJson> ParseLocatedJson(std::string_view text, JsonFault* fault);
 
-}  // namespace lemo::train
+}  // namespace lemo

@@ -1,4 +1,5 @@
-// Protobuf messages as JSON that people and tools read: names of the proto, all numbers as numbers.
+// Protobuf messages as JSON that people and tools read: names of the proto, all numbers as numbers,
+// enums by name, bytes as base64, google.protobuf.Timestamp as RFC 3339 ("2026-01-31T17:05:09Z").
 //
 // Protobuf's own converter prints 64-bit numbers as strings, stops at the first fault when reading,
 // and leaves out what is zero; hence these two.
@@ -6,16 +7,16 @@
 
 #include <string>
 
+#include "common/located_json.h"
 #include "common/violations.h"
 #include "google/protobuf/message.h"
 #include "nlohmann/json.hpp"
-#include "worker/train/spec/located_json.h"
 
-namespace lemo::train {
+namespace lemo {
 
 struct MessageToJsonOptions {
-  // Also fields that are absent or empty. Otherwise only what is present, and numbers without
-  // presence.
+  // Also fields that are absent or empty; an absent Timestamp is null. Otherwise only what is
+  // present, numbers without presence, and enums other than their zero.
   bool everything = false;
   // A number that is not finite becomes null, which every JSON reader takes, instead of "NaN",
   // "Infinity" or "-Infinity", which ReadMessage takes back.
@@ -25,8 +26,8 @@ struct MessageToJsonOptions {
 nlohmann::ordered_json MessageToJson(const google::protobuf::Message& message,
                                      const MessageToJsonOptions& options);
 
-// Reads proto3 JSON into messages of the types that run specs and events use (string, bool, 32-bit
-// and 64-bit signed integers, uint32, double, messages, lists, maps with string keys). Goes on
+// Reads proto3 JSON into messages of the types that our protos use (string, bytes, bool, 32-bit and
+// 64-bit signed integers, uint32, double, enums, messages, lists, maps with string keys). Goes on
 // after a fault: every unknown field, wrong type, duplicate key, number out of range and second
 // member of a oneof adds a violation with its path, and the rest is read.
 class MessageReader {
@@ -79,4 +80,4 @@ std::string ElementPath(const std::string& path, size_t index);
 // "tuner.lora.rank_pattern" + "q_proj" -> tuner.lora.rank_pattern["q_proj"]
 std::string EntryPath(const std::string& path, const std::string& key);
 
-}  // namespace lemo::train
+}  // namespace lemo

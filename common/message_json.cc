@@ -1,4 +1,4 @@
-#include "worker/train/spec/message_json.h"
+#include "common/message_json.h"
 
 #include <cmath>
 #include <limits>
@@ -8,19 +8,44 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "google/protobuf/descriptor.h"
+#include "google/protobuf/timestamp.pb.h"
+#include "google/protobuf/util/time_util.h"
 
-namespace lemo::train {
+namespace lemo {
 namespace {
 
 using google::protobuf::Descriptor;
+using google::protobuf::EnumDescriptor;
+using google::protobuf::EnumValueDescriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::OneofDescriptor;
 using google::protobuf::Reflection;
+using google::protobuf::Timestamp;
+
+bool IsTimestamp(const Descriptor* type) {
+  return type->full_name() == Timestamp::descriptor()->full_name();
+}
+
+// By copying fields, since the message may be of a type that was made at run time.
+std::string TimestampText(const Message& message) {
+  const Reflection* reflection = message.GetReflection();
+  Timestamp time;
+  time.set_seconds(reflection->GetInt64(message, message.GetDescriptor()->FindFieldByNumber(1)));
+  time.set_nanos(reflection->GetInt32(message, message.GetDescriptor()->FindFieldByNumber(2)));
+  return google::protobuf::util::TimeUtil::ToString(time);
+}
+
+// A value that this build does not know yet keeps its number.
+nlohmann::ordered_json EnumToJson(const EnumDescriptor* type, int number) {
+  if (const EnumValueDescriptor* value = type->FindValueByNumber(number)) return value->name();
+  return number;
+}
 
 nlohmann::ordered_json NumberToJson(double value, const MessageToJsonOptions& options) {
   if (std::isfinite(value)) return value;
@@ -51,10 +76,23 @@ nlohmann::ordered_json ValueToJson(const Message& message, const FieldDescriptor
     case FieldDescriptor::CPPTYPE_BOOL:
       return single ? reflection->GetBool(message, field)
                     : reflection->GetRepeatedBool(message, field, index);
-    case FieldDescriptor::CPPTYPE_STRING:
-      return single ? reflection->GetString(message, field)
-                    : reflection->GetRepeatedString(message, field, index);
+    case FieldDescriptor::CPPTYPE_STRING: {
+      std::string text = single ? reflection->GetString(message, field)
+                                : reflection->GetRepeatedString(message, field, index);
+      if (field->type() == FieldDescriptor::TYPE_BYTES) return absl::Base64Escape(text);
+      return text;
+    }
+    case FieldDescriptor::CPPTYPE_ENUM:
+      return EnumToJson(field->enum_type(),
+                        single ? reflection->GetEnumValue(message, field)
+                               : reflection->GetRepeatedEnumValue(message, field, index));
     case FieldDescriptor::CPPTYPE_MESSAGE:
+      if (IsTimestamp(field->message_type())) {
+        // An absent one is null, not 1970.
+        if (single && !reflection->HasField(message, field)) return nullptr;
+        return TimestampText(single ? reflection->GetMessage(message, field)
+                                    : reflection->GetRepeatedMessage(message, field, index));
+      }
       return MessageToJson(single ? reflection->GetMessage(message, field)
                                   : reflection->GetRepeatedMessage(message, field, index),
                            options);
@@ -92,7 +130,8 @@ bool ShouldPrint(const Message& message, const FieldDescriptor* field, bool ever
   if (field->real_containing_oneof()) return reflection->HasField(message, field);
   if (everything) return true;
   if (field->is_repeated()) return reflection->FieldSize(message, field) > 0;
-  if (field->has_presence() || field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+  if (field->has_presence() || field->cpp_type() == FieldDescriptor::CPPTYPE_STRING ||
+      field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM) {
     return reflection->HasField(message, field);
   }
   return true;
@@ -172,6 +211,29 @@ std::optional<int64_t> AsInteger(const LocatedJson& json, int64_t least, int64_t
     return std::nullopt;
   }
   return value;
+}
+
+// The value of `type` that `json` names or numbers, else null and the fault.
+const EnumValueDescriptor* AsEnum(const LocatedJson& json, const EnumDescriptor* type,
+                                  std::string* fault) {
+  std::vector<std::string> known;
+  for (int i = 0; i < type->value_count(); ++i) known.push_back(type->value(i)->name());
+  if (json.scalar.is_number_integer()) {
+    const auto number = AsInteger(json, std::numeric_limits<int32_t>::min(),
+                                  std::numeric_limits<int32_t>::max(), fault);
+    if (number) {
+      if (const auto* value = type->FindValueByNumber(static_cast<int>(*number))) return value;
+    }
+  } else if (json.scalar.is_string()) {
+    const std::string& name = json.scalar.get_ref<const std::string&>();
+    if (const auto* value = type->FindValueByName(name)) return value;
+    if (const std::string nearest = NearestName(Shortened(name), known); !nearest.empty()) {
+      *fault = absl::StrCat("unknown value ", Quoted(name), "; did you mean ", nearest, "?");
+      return nullptr;
+    }
+  }
+  *fault = Expected(absl::StrCat("one of ", absl::StrJoin(known, ", ")), json);
+  return nullptr;
 }
 
 // Paths of the fields called `name` in `type` and below.
@@ -382,6 +444,14 @@ void MessageReader::ReadValue(const LocatedJson& json, const std::string& path,
     case FieldDescriptor::CPPTYPE_STRING:
       if (!json.scalar.is_string()) {
         fault = Expected("a string", json);
+      } else if (field->type() == FieldDescriptor::TYPE_BYTES) {
+        std::string bytes;
+        if (!absl::Base64Unescape(json.scalar.get_ref<const std::string&>(), &bytes)) {
+          fault = Expected("bytes as base64", json);
+        } else {
+          repeated ? reflection->AddString(message, field, std::move(bytes))
+                   : reflection->SetString(message, field, std::move(bytes));
+        }
       } else if (std::string text = json.scalar.get<std::string>(); text.find('\0') != text.npos) {
         // Strings become file names, and the system would cut those short.
         fault = "contains a NUL character";
@@ -390,7 +460,27 @@ void MessageReader::ReadValue(const LocatedJson& json, const std::string& path,
                  : reflection->SetString(message, field, std::move(text));
       }
       break;
+    case FieldDescriptor::CPPTYPE_ENUM:
+      if (const EnumValueDescriptor* value = AsEnum(json, field->enum_type(), &fault)) {
+        repeated ? reflection->AddEnum(message, field, value)
+                 : reflection->SetEnum(message, field, value);
+      }
+      break;
     case FieldDescriptor::CPPTYPE_MESSAGE:
+      if (IsTimestamp(field->message_type())) {
+        Timestamp time;
+        if (!json.scalar.is_string() ||
+            !google::protobuf::util::TimeUtil::FromString(json.scalar.get<std::string>(), &time)) {
+          fault = Expected("a time like 2026-01-31T17:05:09Z", json);
+        } else {
+          Message* out = repeated ? reflection->AddMessage(message, field)
+                                  : reflection->MutableMessage(message, field);
+          const Descriptor* type = out->GetDescriptor();
+          out->GetReflection()->SetInt64(out, type->FindFieldByNumber(1), time.seconds());
+          out->GetReflection()->SetInt32(out, type->FindFieldByNumber(2), time.nanos());
+        }
+        break;
+      }
       ReadMessage(json, path,
                   repeated ? reflection->AddMessage(message, field)
                            : reflection->MutableMessage(message, field));
@@ -401,4 +491,4 @@ void MessageReader::ReadValue(const LocatedJson& json, const std::string& path,
   if (!fault.empty()) Fault(path, json.line, std::move(fault));
 }
 
-}  // namespace lemo::train
+}  // namespace lemo

@@ -1,4 +1,4 @@
-#include "worker/train/spec/located_json.h"
+#include "common/located_json.h"
 
 #include <cstddef>
 #include <iterator>
@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace lemo::train {
+namespace lemo {
 namespace {
 
 constexpr size_t kMaxDepth = 64;
@@ -145,4 +145,4 @@ std::optional<LocatedJson> ParseLocatedJson(std::string_view text, JsonFault* fa
   return builder.TakeRoot();
 }
 
-}  // namespace lemo::train
+}  // namespace lemo
