@@ -117,6 +117,11 @@ def pages():
         "`train.learning_rate`, `data.train[0].path`. A name that is not here is refused, with the nearest "
         "one that is.",
     )
+    yield "job-spec.md", page(
+        "The job spec",
+        "job_spec.proto",
+        "`run` is [the run spec](run-spec.md). A name that is not known is refused, with the nearest one that is.",
+    )
     yield "run-events.md", page(
         "The events of a run",
         "run_event.proto",
