@@ -1,0 +1,129 @@
+#include "coordinator/api/job_checks.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "coordinator/api/names.h"
+
+namespace lemo::coordinator {
+namespace {
+
+constexpr size_t kNameLimit = 63, kLabelKeyLimit = 63, kLabelValueLimit = 255;
+constexpr int kLabelLimit = 16, kRestartsLimit = 1000;
+
+absl::Status CheckFiles(const google::protobuf::RepeatedPtrField<lemo::v1::DataFile>& files,
+                        const std::string& field, Store* store, JobRecord* record,
+                        Violations* violations) {
+  for (int i = 0; i < files.size(); ++i) {
+    const std::string& name = files[i].path();
+    const std::string path = absl::StrCat(field, "[", i, "].path");
+    if (!CheckName("files", name, path).ok()) {
+      violations->Add(path,
+                      absl::StrCat("expected the name of an uploaded file, files/{id}, got \"",
+                                   name.substr(0, 80), "\""));
+      continue;
+    }
+    const absl::StatusOr<lemo::v1::File> file = store->GetFile(name);
+    if (absl::IsNotFound(file.status())) {
+      violations->Add(path, absl::StrCat(name, ": no such file; upload it first"));
+      continue;
+    }
+    LEMO_RETURN_IF_ERROR(file.status());
+    const bool known = std::any_of(record->files.begin(), record->files.end(),
+                                   [&name](const auto& input) { return input.name() == name; });
+    if (known) continue;
+    lemo::v1::InputFile& input = record->files.emplace_back();
+    input.set_name(name);
+    input.set_bytes(file->bytes());
+    input.set_sha256(file->sha256());
+  }
+  return absl::OkStatus();
+}
+
+void CheckPositive(bool given, double value, const std::string& field, Violations* violations) {
+  if (given && !(value > 0 && std::isfinite(value))) {
+    violations->Add(field, absl::StrCat("must be above 0, got ", value));
+  }
+}
+
+}  // namespace
+
+absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord* record,
+                          Violations* violations) {
+  if (spec.display_name().size() > kNameLimit) {
+    violations->Add("display_name", absl::StrCat("at most ", kNameLimit, " characters"));
+  }
+  if (spec.labels_size() > kLabelLimit) {
+    violations->Add("labels", absl::StrCat("at most ", kLabelLimit));
+  }
+  for (const auto& [key, value] : spec.labels()) {
+    if (key.empty() || key.size() > kLabelKeyLimit || value.size() > kLabelValueLimit) {
+      violations->Add(absl::StrCat("labels[\"", key.substr(0, kLabelKeyLimit), "\"]"),
+                      absl::StrCat("keys have 1 to ", kLabelKeyLimit,
+                                   " characters, values at most ", kLabelValueLimit));
+    }
+  }
+
+  const lemo::v1::ResourceSpec& resources = spec.resources();
+  if (resources.has_ranks() && resources.ranks() != 1) {
+    violations->Add("resources.ranks", "must be 1: jobs of several ranks are not there yet");
+  }
+  const std::string& device = resources.device();
+  if (resources.has_device() && device != "any" && device != "cpu" && device != "cuda") {
+    violations->Add("resources.device",
+                    absl::StrCat("expected any, cpu or cuda, got \"", device.substr(0, 80), "\""));
+  }
+  CheckPositive(resources.has_memory_bytes(), static_cast<double>(resources.memory_bytes()),
+                "resources.memory_bytes", violations);
+  if (spec.restart().has_limit() &&
+      (spec.restart().limit() < 0 || spec.restart().limit() > kRestartsLimit)) {
+    violations->Add("restart.limit", absl::StrCat("must be 0 to ", kRestartsLimit));
+  }
+  CheckPositive(spec.restart().has_backoff_seconds(), spec.restart().backoff_seconds(),
+                "restart.backoff_seconds", violations);
+  const lemo::v1::LimitSpec& limits = spec.limits();
+  CheckPositive(limits.has_run_seconds(), limits.run_seconds(), "limits.run_seconds", violations);
+  CheckPositive(limits.has_disk_bytes(), static_cast<double>(limits.disk_bytes()),
+                "limits.disk_bytes", violations);
+  CheckPositive(limits.has_host_memory_bytes(), static_cast<double>(limits.host_memory_bytes()),
+                "limits.host_memory_bytes", violations);
+
+  const lemo::v1::RunSpec& run = spec.run();
+  if (!run.output().dir().empty()) {
+    violations->Add("run.output.dir", "belongs to the service; leave it out");
+  }
+  if (run.data().has_cache_dir()) {
+    violations->Add("run.data.cache_dir", "belongs to the service; leave it out");
+  }
+  if (run.has_device()) {
+    violations->Add("run.device", "belongs to the service; use resources.device");
+  }
+  if (!run.tuner().lora().init_from().empty()) {
+    violations->Add("run.tuner.lora.init_from", "is a path, which the service does not take yet");
+  }
+  if (run.data().train().empty()) violations->Add("run.data.train", "names no file");
+  LEMO_RETURN_IF_ERROR(CheckFiles(run.data().train(), "run.data.train", store, record, violations));
+  LEMO_RETURN_IF_ERROR(CheckFiles(run.data().eval(), "run.data.eval", store, record, violations));
+
+  const std::string& model = run.model().path();
+  if (!CheckName("models", model, "run.model.path").ok()) {
+    violations->Add("run.model.path",
+                    absl::StrCat("expected the name of a model, models/{id}, got \"",
+                                 model.substr(0, 80), "\""));
+    return absl::OkStatus();
+  }
+  const absl::StatusOr<lemo::v1::Model> found = store->GetModel(model);
+  if (absl::IsNotFound(found.status())) {
+    violations->Add("run.model.path",
+                    absl::StrCat(model, ": no such model; `lemo model add` makes it known"));
+    return absl::OkStatus();
+  }
+  LEMO_RETURN_IF_ERROR(found.status());
+  record->model_path = found->path();
+  record->model_fingerprint = found->fingerprint();
+  return absl::OkStatus();
+}
+
+}  // namespace lemo::coordinator

@@ -1,0 +1,300 @@
+// Attempts: how they begin, what their agents tell, how they end.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/core/core.h"
+#include "coordinator/core/timestamp.h"
+
+namespace lemo::coordinator {
+
+using lemo::v1::AttemptEnded;
+using lemo::v1::AttemptId;
+using lemo::v1::AttemptSignal;
+using lemo::v1::CoordinatorMessage;
+using lemo::v1::Failure;
+using lemo::v1::Job;
+
+namespace {
+
+constexpr int kDefaultRestartLimit = 5;
+constexpr double kDefaultBackoffSeconds = 1;
+constexpr double kMaxBackoffSeconds = 300;
+
+Failure SystemError(const std::string& message) {
+  Failure failure;
+  failure.set_kind(Failure::SYSTEM_ERROR);
+  failure.set_message(message);
+  return failure;
+}
+
+// Doubles with each restart; `restarts` counts from 1.
+absl::Duration Backoff(const lemo::v1::RestartSpec& spec, int restarts) {
+  double first = spec.has_backoff_seconds() ? spec.backoff_seconds() : kDefaultBackoffSeconds;
+  if (!(first >= 0)) first = kDefaultBackoffSeconds;
+  const double seconds = first * std::exp2(std::min(restarts - 1, 30));
+  return absl::Seconds(std::min(seconds, kMaxBackoffSeconds));
+}
+
+AttemptId IdOf(const JobRecord& record) {
+  AttemptId id;
+  id.set_job(record.job.name());
+  id.set_attempt(record.job.attempt());
+  return id;
+}
+
+CoordinatorMessage Signal(const AttemptId& id, AttemptSignal::Signal signal) {
+  CoordinatorMessage message;
+  *message.mutable_signal()->mutable_id() = id;
+  message.mutable_signal()->set_signal(signal);
+  return message;
+}
+
+void UpdateProgress(const lemo::v1::RunEvent& event, absl::Time now, Job& job) {
+  lemo::v1::Progress& progress = *job.mutable_progress();
+  switch (event.event_case()) {
+    case lemo::v1::RunEvent::kPhase:
+      progress.set_phase(event.phase().name());
+      break;
+    case lemo::v1::RunEvent::kStep:
+      progress.set_step(event.step().step());
+      progress.set_steps(event.step().steps());
+      progress.set_loss(event.step().loss());
+      progress.set_learning_rate(event.step().learning_rate());
+      progress.set_grad_norm(event.step().grad_norm());
+      progress.set_tokens_per_second(event.step().tokens_per_second());
+      progress.set_step_seconds(event.step().seconds());
+      progress.set_eta_seconds(event.step().eta_seconds());
+      progress.set_peak_bytes(event.step().peak_bytes());
+      break;
+    case lemo::v1::RunEvent::kEval:
+      progress.set_eval_loss(event.eval().loss());
+      break;
+    case lemo::v1::RunEvent::kCheckpoint:
+      progress.set_checkpoint_step(event.checkpoint().step());
+      *progress.mutable_checkpoint_time() = ToTimestamp(now);
+      break;
+    case lemo::v1::RunEvent::kResult:
+      // A run that was stopped tells what it has so far; that is no result.
+      if (!event.result().interrupted()) *job.mutable_result() = event.result();
+      break;
+    default:
+      break;
+  }
+}
+
+}  // namespace
+
+void Core::Start(JobRecord& record, const std::string& worker, const std::vector<int>& devices) {
+  Job& job = record.job;
+  job.set_worker(worker);
+  job.set_attempt(job.attempt() + 1);
+  job.clear_result();
+  // What the former attempt said of its pace is not true of this one.
+  job.mutable_progress()->clear_phase();
+  job.mutable_progress()->clear_eta_seconds();
+  job.mutable_progress()->clear_tokens_per_second();
+  if (!job.has_start_time()) *job.mutable_start_time() = ToTimestamp(now_);
+  record.attempt_sequence = 0;
+  record.devices = devices;
+  Enter(record, Job::STARTING, Job::REASON_UNSPECIFIED,
+        absl::StrCat(worker, " fetches its files and starts its ranks"));
+  SendAssignment(record);
+}
+
+void Core::SendAssignment(const JobRecord& record) {
+  CoordinatorMessage message;
+  lemo::v1::Assignment& assignment = *message.mutable_assign();
+  *assignment.mutable_id() = IdOf(record);
+  *assignment.mutable_run() = record.job.spec().run();
+  *assignment.mutable_limits() = record.job.spec().limits();
+  for (int device : record.devices) assignment.add_devices(device);
+  assignment.set_ranks(static_cast<int>(record.devices.size()));
+  for (const lemo::v1::InputFile& file : record.files) *assignment.add_files() = file;
+  assignment.set_model_path(record.model_path);
+  assignment.set_model_fingerprint(record.model_fingerprint);
+  assignment.set_run_seconds_used(record.run_seconds_used);
+  SendTo(record.job.worker(), std::move(message));
+}
+
+void Core::SendStop(const JobRecord& record) {
+  SendTo(record.job.worker(), Signal(IdOf(record), record.job.stop_request() == Job::STOP_CANCEL
+                                                       ? AttemptSignal::KILL
+                                                       : AttemptSignal::CHECKPOINT_AND_STOP));
+}
+
+JobRecord* Core::Current(const AttemptId& id, const std::string& worker) {
+  auto found = jobs_.find(id.job());
+  if (found == jobs_.end()) return nullptr;
+  const Job& job = found->second.job;
+  const bool current = (job.state() == Job::STARTING || job.state() == Job::RUNNING) &&
+                       job.attempt() == id.attempt() && job.worker() == worker;
+  return current ? &found->second : nullptr;
+}
+
+void Core::BeginRunning(JobRecord& record) {
+  if (record.job.state() != Job::STARTING) return;
+  if (record.job.reason_code() == Job::STOPPING) {
+    Enter(record, Job::RUNNING, Job::STOPPING, std::string(record.job.reason()));
+  } else {
+    Enter(record, Job::RUNNING, Job::REASON_UNSPECIFIED,
+          absl::StrCat("runs on ", record.job.worker()));
+  }
+}
+
+void Core::OnStarted(const std::string& worker, const lemo::v1::AttemptStarted& started) {
+  JobRecord* record = Current(started.id(), worker);
+  if (record == nullptr) {
+    SendTo(worker, Signal(started.id(), AttemptSignal::KILL));
+    return;
+  }
+  BeginRunning(*record);
+}
+
+void Core::OnEvents(const std::string& worker, const lemo::v1::AttemptEvents& events) {
+  const int64_t first = events.first_sequence();
+  const int64_t count = events.events_size();
+  JobRecord* record = Current(events.id(), worker);
+  int64_t through = 0;
+  if (record == nullptr) {
+    // Dropped, and acknowledged so that the agent does not keep them.
+    if (first >= 1 && first <= std::numeric_limits<int64_t>::max() - count) {
+      through = first + count - 1;
+    }
+    SendTo(worker, Signal(events.id(), AttemptSignal::KILL));
+  } else {
+    const int64_t stored = record->attempt_sequence;
+    if (first < 1 || first > stored + 1) return;  // a gap: the agent sends what is missing first
+    if (first + (count - 1) > stored) BeginRunning(*record);
+    for (int64_t i = stored + 1 - first; i < count; ++i) {
+      const lemo::v1::RunEvent& event = events.events(static_cast<int>(i));
+      *AddEvent(*record).mutable_run() = event;
+      UpdateProgress(event, now_, record->job);
+      ++record->attempt_sequence;
+    }
+    through = record->attempt_sequence;
+  }
+  CoordinatorMessage message;
+  *message.mutable_acknowledged()->mutable_id() = events.id();
+  message.mutable_acknowledged()->set_through_sequence(through);
+  SendTo(worker, std::move(message));
+}
+
+void Core::OnLog(const std::string& worker, const lemo::v1::AttemptLog& log) {
+  const JobRecord* record = Current(log.id(), worker);
+  if (record == nullptr || log.chunk().offset() < 0 || log.chunk().rank() < 0 ||
+      log.chunk().rank() >= static_cast<int>(record->devices.size())) {
+    return;
+  }
+  AppendLog append{log.id().job(), log.chunk()};
+  append.chunk.set_attempt(log.id().attempt());
+  effects_.push_back(std::move(append));
+}
+
+void Core::OnEnded(const std::string& worker, const AttemptEnded& ended) {
+  JobRecord* record = Current(ended.id(), worker);
+  if (record != nullptr) {
+    // Some of its events are under way; the agent repeats the end.
+    if (ended.last_sequence() > record->attempt_sequence) return;
+    End(*record, ended);
+  }
+  CoordinatorMessage message;
+  *message.mutable_forgotten()->mutable_id() = ended.id();
+  SendTo(worker, std::move(message));
+}
+
+void Core::End(JobRecord& record, const AttemptEnded& ended) {
+  Job& job = record.job;
+  if (ended.run_seconds() > 0) record.run_seconds_used += ended.run_seconds();
+  if (job.stop_request() == Job::STOP_CANCEL) {
+    Cancel(record);
+    return;
+  }
+  if (ended.last_sequence() < record.attempt_sequence) {
+    Restart(record, absl::StrCat(job.worker(), " lost events of the run: it ended with ",
+                                 ended.last_sequence(), ", stored are ", record.attempt_sequence));
+    return;
+  }
+  switch (ended.outcome()) {
+    case AttemptEnded::SUCCEEDED:
+      if (!job.has_result() || ended.artifacts().empty()) {
+        Restart(record, absl::StrCat(job.worker(), " told of success without a ",
+                                     job.has_result() ? "file" : "result"));
+        return;
+      }
+      *job.mutable_artifacts() = ended.artifacts();
+      Enter(record, Job::SUCCEEDED, Job::REASON_UNSPECIFIED, "its result is stored");
+      return;
+    case AttemptEnded::STOPPED:
+      Stopped(record);
+      return;
+    case AttemptEnded::FAILED:
+      switch (ended.failure().kind()) {
+        case Failure::USER_ERROR:
+        case Failure::OUT_OF_MEMORY:
+        case Failure::LIMIT_EXCEEDED:
+          Fail(record, ended.failure());
+          return;
+        default:
+          Restart(record, ended.failure());
+          return;
+      }
+    default:
+      Restart(record, absl::StrCat(job.worker(), " did not tell how the run ended"));
+  }
+}
+
+void Core::Stopped(JobRecord& record) {
+  if (record.job.stop_request() == Job::STOP_CANCEL) {
+    Cancel(record);
+  } else if (record.job.stop_request() == Job::STOP_PAUSE) {
+    Pause(record);
+  } else {
+    const bool asked = record.job.reason_code() == Job::STOPPING;
+    Enqueue(record);
+    // An agent that stops jobs unasked would otherwise get them back at once, for ever.
+    if (!asked) {
+      record.not_before = clock_ + Backoff(record.job.spec().restart(), 1);
+      Explain(record, Job::BACKING_OFF,
+              absl::StrCat(record.job.worker(), " stopped the run; it is placed again soon"));
+    }
+  }
+}
+
+void Core::Restart(JobRecord& record, const std::string& message) {
+  Restart(record, SystemError(message));
+}
+
+void Core::Restart(JobRecord& record, const Failure& failure) {
+  Job& job = record.job;
+  job.clear_result();
+  if (job.stop_request() != Job::STOP_NONE) {
+    Stopped(record);
+    return;
+  }
+  const lemo::v1::RestartSpec& spec = job.spec().restart();
+  const int limit = spec.has_limit() ? std::max(spec.limit(), 0) : kDefaultRestartLimit;
+  Failure cause = failure;
+  cause.set_kind(Failure::SYSTEM_ERROR);
+  if (cause.message().empty())
+    cause.set_message(absl::StrCat("the run ended by a fault on ", job.worker()));
+  if (job.restarts() >= limit) {
+    if (limit > 0) {
+      cause.set_message(absl::StrCat(cause.message(), " (after ", job.restarts(),
+                                     job.restarts() == 1 ? " restart)" : " restarts)"));
+    }
+    Fail(record, cause);
+    return;
+  }
+  job.set_restarts(job.restarts() + 1);
+  const absl::Duration backoff = Backoff(spec, job.restarts());
+  record.not_before = clock_ + backoff;
+  Enter(record, Job::QUEUED, Job::BACKING_OFF,
+        absl::StrCat("restart ", job.restarts(), " of ", limit, " follows after ",
+                     absl::FormatDuration(backoff), ": ", cause.message()),
+        &cause);
+}
+
+}  // namespace lemo::coordinator

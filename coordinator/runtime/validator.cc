@@ -1,0 +1,272 @@
+#include "coordinator/runtime/validator.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/time/clock.h"
+#include "common/files.h"
+#include "common/message_json.h"
+#include "common/status_macros.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "google/protobuf/util/delimited_message_util.h"
+#include "lemo/v1/run_event.pb.h"
+
+extern char** environ;
+
+namespace lemo::coordinator {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Where the child finds its events' descriptor.
+constexpr int kEventsFd = 3;
+// What a child may say; a run that is validated says one event.
+constexpr size_t kEventsLimit = size_t{4} << 20;
+constexpr int kUserFault = 2, kOutOfMemory = 3;
+
+lemo::v1::Failure Fault(lemo::v1::Failure::Kind kind, std::string message) {
+  lemo::v1::Failure failure;
+  failure.set_kind(kind);
+  failure.set_message(std::move(message));
+  return failure;
+}
+
+// The run spec as the child is to read it, and what its local paths stand for.
+struct LocalSpec {
+  lemo::v1::RunSpec spec;
+  std::vector<std::pair<std::string, std::string>> names;  // local path, name
+};
+
+absl::StatusOr<LocalSpec> MakeLocal(const JobRecord& record, const std::string& output,
+                                    ArtifactStore* artifacts) {
+  LocalSpec local{record.job.spec().run(), {}};
+  local.names.emplace_back(record.model_path, local.spec.model().path());
+  local.spec.mutable_model()->set_path(record.model_path);
+  local.spec.mutable_output()->set_dir(output);
+  local.spec.set_device("cpu");
+  for (auto* files :
+       {local.spec.mutable_data()->mutable_train(), local.spec.mutable_data()->mutable_eval()}) {
+    for (lemo::v1::DataFile& file : *files) {
+      const auto found =
+          std::find_if(record.files.begin(), record.files.end(),
+                       [&file](const auto& input) { return input.name() == file.path(); });
+      if (found == record.files.end()) {
+        return absl::InternalError(absl::StrCat(file.path(), " was not looked up"));
+      }
+      LEMO_ASSIGN_OR_RETURN(const std::string path, artifacts->LocalPath(found->sha256()));
+      local.names.emplace_back(path, file.path());
+      file.set_path(path);
+    }
+  }
+  return local;
+}
+
+// The last error event of what the child wrote.
+std::optional<lemo::v1::ErrorEvent> LastError(const std::string& bytes) {
+  std::optional<lemo::v1::ErrorEvent> error;
+  google::protobuf::io::ArrayInputStream stream(bytes.data(), static_cast<int>(bytes.size()));
+  lemo::v1::RunEvent event;
+  bool clean_end = false;
+  while (google::protobuf::util::ParseDelimitedFromZeroCopyStream(&event, &stream, &clean_end)) {
+    if (event.has_error()) error = event.error();
+    event.Clear();
+  }
+  return error;
+}
+
+// Reads until the writer has closed its end; false when the time is over.
+bool ReadAll(int fd, absl::Time deadline, std::string* bytes) {
+  char buffer[1 << 16];
+  for (;;) {
+    const int64_t left = absl::ToInt64Milliseconds(deadline - absl::Now());
+    if (left <= 0) return false;
+    pollfd poll_fd{fd, POLLIN, 0};
+    const int ready = ::poll(&poll_fd, 1, static_cast<int>(std::min<int64_t>(left, 60'000)));
+    if (ready < 0 && errno != EINTR) return false;
+    if (ready <= 0) continue;
+    const ssize_t count = ::read(fd, buffer, sizeof(buffer));
+    if (count == 0) return true;
+    if (count < 0 && errno != EINTR) return false;
+    if (count > 0 && bytes->size() < kEventsLimit)
+      bytes->append(buffer, static_cast<size_t>(count));
+  }
+}
+
+}  // namespace
+
+Validator::Validator(ValidatorOptions options, ArtifactStore* artifacts, Done done)
+    : options_(std::move(options)), artifacts_(artifacts), done_(std::move(done)) {
+  std::error_code ignored;
+  fs::remove_all(options_.scratch, ignored);
+  for (int i = 0; i < options_.workers; ++i) threads_.emplace_back([this] { Work(); });
+}
+
+Validator::~Validator() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    waiting_.clear();
+    for (const auto& [job, pid] : running_) {
+      if (pid > 0) ::kill(-pid, SIGKILL);
+    }
+  }
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Validator::Start(const JobRecord& record) {
+  {
+    const std::lock_guard lock(mutex_);
+    waiting_.push_back(record);
+  }
+  changed_.notify_one();
+}
+
+void Validator::Stop(const std::string& job) {
+  const std::lock_guard lock(mutex_);
+  waiting_.erase(
+      std::remove_if(waiting_.begin(), waiting_.end(),
+                     [&job](const JobRecord& record) { return record.job.name() == job; }),
+      waiting_.end());
+  // Its verdict is not wanted any more: Work looks for the entry.
+  const auto found = running_.find(job);
+  if (found == running_.end()) return;
+  if (found->second > 0) ::kill(-found->second, SIGKILL);
+  running_.erase(found);
+}
+
+void Validator::Work() {
+  for (;;) {
+    JobRecord record;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+      if (stopping_) return;
+      record = std::move(waiting_.front());
+      waiting_.pop_front();
+      running_[record.job.name()] = 0;
+    }
+    Verdict verdict = RunChild(record, [this, &record](pid_t pid) {
+      const std::lock_guard lock(mutex_);
+      const auto found = running_.find(record.job.name());
+      if (stopping_ || found == running_.end()) {
+        ::kill(-pid, SIGKILL);
+      } else {
+        found->second = pid;
+      }
+    });
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return;
+      if (running_.erase(record.job.name()) == 0) continue;
+    }
+    done_(record.job.name(), std::move(verdict));
+  }
+}
+
+Verdict Validator::Check(const JobRecord& record) {
+  return RunChild(record, [](pid_t) {});
+}
+
+Verdict Validator::RunChild(const JobRecord& record, const std::function<void(pid_t)>& started) {
+  static std::atomic<int64_t> last_number = 0;
+  const auto system_error = [](const absl::Status& status) {
+    return Fault(lemo::v1::Failure::SYSTEM_ERROR,
+                 "the check could not run: " + std::string(status.message()));
+  };
+  const fs::path directory = fs::path(options_.scratch) / absl::StrCat(++last_number);
+  if (const absl::Status made = MakeDirectories(directory); !made.ok()) return system_error(made);
+  const absl::Cleanup remove = [&directory] {
+    std::error_code ignored;
+    fs::remove_all(directory, ignored);
+  };
+  const absl::StatusOr<LocalSpec> local =
+      MakeLocal(record, (directory / "out").string(), artifacts_);
+  if (!local.ok()) return system_error(local.status());
+  const std::string spec_file = (directory / "run.json").string();
+  const absl::Status written = WriteFileAtomic(spec_file, MessageToJson(local->spec, {}).dump(1));
+  if (!written.ok()) return system_error(written);
+
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return system_error(ErrnoStatus(errno, "pipe", directory));
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  for (const int fd : {0, 1, 2}) posix_spawn_file_actions_adddup2(&actions, null, fd);
+  // dup2 onto itself would keep close-on-exec.
+  const int writer = ::fcntl(ends[1], F_DUPFD_CLOEXEC, kEventsFd + 1);
+  ::close(ends[1]);
+  posix_spawn_file_actions_adddup2(&actions, writer, kEventsFd);
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  // Signals that this process blocks for its own sake are the child's to take.
+  sigset_t none;
+  sigemptyset(&none);
+  posix_spawnattr_setsigmask(&attributes, &none);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
+  std::vector<std::string> words = {options_.train_program, spec_file, "--validate", "--events",
+                                    absl::StrCat("fd:", kEventsFd)};
+  std::vector<char*> arguments;
+  for (std::string& word : words) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  pid_t pid = 0;
+  const int error = ::posix_spawn(&pid, options_.train_program.c_str(), &actions, &attributes,
+                                  arguments.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  posix_spawnattr_destroy(&attributes);
+  ::close(writer);
+  ::close(null);
+  const absl::Cleanup close_reader = [&ends] { ::close(ends[0]); };
+  if (error != 0) return system_error(ErrnoStatus(error, "start", options_.train_program));
+  started(pid);
+
+  std::string bytes;
+  const bool in_time = ReadAll(ends[0], absl::Now() + options_.timeout, &bytes);
+  if (!in_time) ::kill(-pid, SIGKILL);
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (!in_time) {
+    return Fault(
+        lemo::v1::Failure::SYSTEM_ERROR,
+        absl::StrCat("the check took longer than ", absl::FormatDuration(options_.timeout)));
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return std::nullopt;
+  const std::optional<lemo::v1::ErrorEvent> said = LastError(bytes);
+  if (!WIFEXITED(status) || !said) {
+    return Fault(lemo::v1::Failure::SYSTEM_ERROR,
+                 WIFSIGNALED(status)
+                     ? absl::StrCat("the check was ended by signal ", WTERMSIG(status))
+                     : "the check ended without an answer");
+  }
+  const int code = WEXITSTATUS(status);
+  lemo::v1::Failure failure = Fault(code == kUserFault     ? lemo::v1::Failure::USER_ERROR
+                                    : code == kOutOfMemory ? lemo::v1::Failure::OUT_OF_MEMORY
+                                                           : lemo::v1::Failure::SYSTEM_ERROR,
+                                    said->message());
+  failure.set_advice(said->advice());
+  *failure.mutable_violations() = said->violations();
+  // Names that the submitter knows in place of paths that only this host has.
+  failure.set_message(absl::StrReplaceAll(failure.message(), local->names));
+  for (lemo::v1::Violation& violation : *failure.mutable_violations()) {
+    violation.set_file(absl::StrReplaceAll(violation.file(), local->names));
+    violation.set_reason(absl::StrReplaceAll(violation.reason(), local->names));
+    if (!violation.field().empty()) violation.set_field("run." + violation.field());
+  }
+  return failure;
+}
+
+}  // namespace lemo::coordinator

@@ -1,0 +1,222 @@
+#include <random>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "scheduler/scheduler.h"
+
+namespace lemo::scheduler {
+namespace {
+
+using ::testing::ElementsAre;
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+Worker MakeWorker(const std::string& id, int cpus, int gpus, int64_t gpu_bytes = 16 * kGiB) {
+  Worker worker;
+  worker.id = id;
+  for (int i = 0; i < cpus + gpus; ++i) {
+    Device& device = worker.devices.emplace_back();
+    device.index = i;
+    device.kind = i < cpus ? DeviceKind::kCpu : DeviceKind::kCuda;
+    device.memory_bytes = i < cpus ? 8 * kGiB : gpu_bytes;
+  }
+  return worker;
+}
+
+Request MakeRequest(const std::string& job, int ranks,
+                    std::optional<DeviceKind> kind = std::nullopt, int64_t bytes = 0) {
+  Request request;
+  request.job = job;
+  request.ranks = ranks;
+  request.kind = kind;
+  request.memory_bytes = bytes;
+  return request;
+}
+
+Decisions Decide(const Snapshot& snapshot) { return FifoScheduler().Decide(snapshot); }
+
+// The reason and the sentence of the only job, which waits.
+std::pair<WaitReason, std::string> WhyWaits(const Snapshot& snapshot) {
+  Decisions decisions = Decide(snapshot);
+  EXPECT_TRUE(decisions.placements.empty());
+  if (decisions.waiting.size() != 1) return {};
+  return {decisions.waiting[0].reason, decisions.waiting[0].text};
+}
+
+TEST(Fifo, PlacesAGangOnOneWorkerAndOneKind) {
+  Snapshot snapshot{{MakeWorker("a", 1, 1), MakeWorker("b", 1, 2)}, {MakeRequest("j", 2)}};
+  Decisions decisions = Decide(snapshot);
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].worker, "b");
+  EXPECT_THAT(decisions.placements[0].devices, ElementsAre(1, 2));
+}
+
+TEST(Fifo, TakesTheTightestWorkerAndTheSmallestDevice) {
+  Worker mixed = MakeWorker("b", 0, 2);
+  mixed.devices[0].memory_bytes = 80 * kGiB;
+  Snapshot snapshot{{MakeWorker("a", 0, 4), mixed},
+                    {MakeRequest("j", 1, DeviceKind::kCuda, 10 * kGiB)}};
+  Decisions decisions = Decide(snapshot);
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].worker, "b");
+  EXPECT_THAT(decisions.placements[0].devices, ElementsAre(1));
+}
+
+TEST(Fifo, SaysWhatIsMissing) {
+  const Request two_gpus = MakeRequest("j", 2, DeviceKind::kCuda, 24 * kGiB);
+  EXPECT_EQ(WhyWaits({{}, {two_gpus}}).first, WaitReason::kNoWorker);
+
+  auto [device, device_text] = WhyWaits({{MakeWorker("a", 4, 1)}, {two_gpus}});
+  EXPECT_EQ(device, WaitReason::kNoSuchDevice);
+  EXPECT_EQ(device_text, "needs 2 CUDA devices on one worker; the largest has 1");
+
+  auto [memory, memory_text] = WhyWaits({{MakeWorker("a", 0, 2)}, {two_gpus}});
+  EXPECT_EQ(memory, WaitReason::kMemoryTooSmall);
+  EXPECT_EQ(memory_text,
+            "needs 2 CUDA devices with 24.0 GiB each on one worker; 0 of that size are there, the "
+            "largest device has 16.0 GiB");
+
+  Request with_model = MakeRequest("j", 1);
+  with_model.model_path = "/models/llama";
+  auto [model, model_text] = WhyWaits({{MakeWorker("a", 1, 0)}, {with_model}});
+  EXPECT_EQ(model, WaitReason::kModelMissing);
+  EXPECT_EQ(model_text, "no worker with fitting devices has the model /models/llama");
+
+  Worker cordoned = MakeWorker("a", 2, 0);
+  cordoned.accepts_jobs = false;
+  auto [cordon, cordon_text] = WhyWaits({{cordoned}, {MakeRequest("j", 1)}});
+  EXPECT_EQ(cordon, WaitReason::kWorkersCordoned);
+  EXPECT_THAT(cordon_text, ::testing::StartsWith("1 worker would fit, but take"));
+
+  Worker busy = MakeWorker("a", 2, 0);
+  busy.devices[0].busy = true;
+  auto [wait, wait_text] = WhyWaits({{busy}, {MakeRequest("j", 2)}});
+  EXPECT_EQ(wait, WaitReason::kDevicesBusy);
+  EXPECT_EQ(wait_text, "needs 2 devices free at once on one worker; at most 1 is free");
+}
+
+TEST(Fifo, AModelThatAWorkerHasIsFound) {
+  Worker with = MakeWorker("b", 1, 0);
+  with.model_paths = {"/models/other", "/models/llama"};
+  Request request = MakeRequest("j", 1);
+  request.model_path = "/models/llama";
+  Decisions decisions = Decide({{MakeWorker("a", 1, 0), with}, {request}});
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].worker, "b");
+}
+
+TEST(Fifo, AWaitingGangHoldsBackOnlyWhatItCouldUse) {
+  Worker a = MakeWorker("a", 1, 2);
+  a.devices[1].busy = true;
+  Snapshot snapshot{
+      {a},
+      {MakeRequest("gang", 2, DeviceKind::kCuda), MakeRequest("gpu", 1, DeviceKind::kCuda),
+       MakeRequest("cpu", 1, DeviceKind::kCpu)}};
+  Decisions decisions = Decide(snapshot);
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].job, "cpu");
+  ASSERT_EQ(decisions.waiting.size(), 2u);
+  EXPECT_EQ(decisions.waiting[0].reason, WaitReason::kDevicesBusy);
+  EXPECT_EQ(decisions.waiting[1].reason, WaitReason::kBehindOthers);
+}
+
+TEST(Fifo, AnImpossibleJobHoldsBackNobody) {
+  Decisions decisions =
+      Decide({{MakeWorker("a", 1, 0)}, {MakeRequest("huge", 9), MakeRequest("small", 1)}});
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].job, "small");
+  EXPECT_EQ(decisions.waiting[0].reason, WaitReason::kNoSuchDevice);
+}
+
+// Jobs that want the same are answered together; so they are when each wants a byte more than the
+// one before, which fits the same devices.
+TEST(Fifo, EqualJobsAreAnsweredAsIfEachWereLookedAt) {
+  std::mt19937_64 random(5);
+  const auto below = [&](uint64_t n) { return static_cast<int>(random() % n); };
+  for (int round = 0; round < 2000; ++round) {
+    Snapshot snapshot;
+    for (int w = below(4); w > 0; --w) {
+      Worker worker =
+          MakeWorker("w" + std::to_string(w), below(3), below(4), (1 + below(3)) * kGiB + 100);
+      for (Device& device : worker.devices) device.busy = below(3) == 0;
+      snapshot.workers.push_back(worker);
+    }
+    Snapshot distinct = snapshot;
+    for (int j = 1; j <= 12; ++j) {
+      Request request = MakeRequest("j" + std::to_string(j), 1 + below(2));
+      if (below(2) == 0) request.kind = DeviceKind::kCuda;
+      request.memory_bytes = (1 + below(2)) * kGiB;
+      snapshot.queue.push_back(request);
+      request.memory_bytes += j;
+      distinct.queue.push_back(request);
+    }
+    const Decisions together = Decide(snapshot);
+    const Decisions apart = Decide(distinct);
+    SCOPED_TRACE(round);
+    ASSERT_EQ(together.placements.size(), apart.placements.size());
+    for (size_t i = 0; i < apart.placements.size(); ++i) {
+      ASSERT_EQ(together.placements[i].job, apart.placements[i].job);
+      ASSERT_EQ(together.placements[i].devices, apart.placements[i].devices);
+    }
+    for (size_t i = 0; i < apart.waiting.size(); ++i) {
+      ASSERT_EQ(together.waiting[i].job, apart.waiting[i].job);
+      ASSERT_EQ(together.waiting[i].reason, apart.waiting[i].reason);
+    }
+  }
+}
+
+// On random clusters: every job once, gangs whole, devices idle and fitting and given once, and
+// nobody waits for what is there.
+TEST(Fifo, KeepsItsRulesOnRandomClusters) {
+  std::mt19937_64 random(11);
+  const auto below = [&](uint64_t n) { return static_cast<int>(random() % n); };
+  for (int round = 0; round < 2000; ++round) {
+    Snapshot snapshot;
+    for (int w = below(4); w > 0; --w) {
+      Worker worker =
+          MakeWorker("w" + std::to_string(w), below(3), below(4), (1 + below(3)) * kGiB);
+      worker.accepts_jobs = below(4) > 0;
+      for (Device& device : worker.devices) device.busy = below(3) == 0;
+      snapshot.workers.push_back(worker);
+    }
+    for (int j = below(6); j > 0; --j) {
+      Request request = MakeRequest("j" + std::to_string(j), 1 + below(3));
+      if (below(2) == 0) request.kind = below(2) == 0 ? DeviceKind::kCpu : DeviceKind::kCuda;
+      request.memory_bytes = below(4) * kGiB;
+      snapshot.queue.push_back(request);
+    }
+    Decisions decisions = Decide(snapshot);
+    SCOPED_TRACE(round);
+    ASSERT_EQ(decisions.placements.size() + decisions.waiting.size(), snapshot.queue.size());
+    Snapshot after = snapshot;
+    for (const Placement& placement : decisions.placements) {
+      const Request* request = nullptr;
+      for (const Request& candidate : snapshot.queue) {
+        if (candidate.job == placement.job) request = &candidate;
+      }
+      ASSERT_NE(request, nullptr);
+      ASSERT_EQ(placement.devices.size(), static_cast<size_t>(request->ranks));
+      for (Worker& worker : after.workers) {
+        if (worker.id != placement.worker) continue;
+        ASSERT_TRUE(worker.accepts_jobs);
+        for (int index : placement.devices) {
+          Device& device = worker.devices[index];
+          ASSERT_FALSE(device.busy);
+          ASSERT_GE(device.memory_bytes, request->memory_bytes);
+          ASSERT_EQ(device.kind, worker.devices[placement.devices[0]].kind);
+          ASSERT_EQ(device.kind, request->kind.value_or(device.kind));
+          device.busy = true;
+        }
+      }
+    }
+    // The first in the queue that waits would not fit on what is left either.
+    for (const Request& request : snapshot.queue) {
+      if (decisions.waiting.empty() || decisions.waiting[0].job != request.job) continue;
+      after.queue = {request};
+      EXPECT_TRUE(Decide(after).placements.empty());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lemo::scheduler
