@@ -1,0 +1,67 @@
+#include "worker/agent/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/unit/agent/scratch.h"
+
+namespace lemo::agent {
+namespace {
+
+using testing::HasSubstr;
+
+CommandLine Parse(const std::vector<std::string>& args) {
+  return ParseCommandLine(args, "/opt/lemo/bin/lemo-worker", "1.2.3");
+}
+
+TEST(Options, Defaults) {
+  const CommandLine command = Parse({"--coordinator", "127.0.0.1:1", "--dir", "/var/lib/lemo"});
+  ASSERT_FALSE(command.exit) << command.text;
+  EXPECT_EQ(command.options.coordinator, "127.0.0.1:1");
+  EXPECT_EQ(command.options.directory, "/var/lib/lemo");
+  EXPECT_EQ(command.options.train, "/opt/lemo/bin/lemo-train");
+  EXPECT_EQ(command.options.cpu_devices, 1);
+  EXPECT_TRUE(command.options.cuda);
+  EXPECT_NE(command.options.host, "");
+  EXPECT_EQ(command.options.version, "1.2.3");
+}
+
+TEST(Options, All) {
+  const Scratch scratch;
+  const CommandLine command =
+      Parse({"--coordinator", "h:1", "--dir", "d", "--name", "n", "--train", "/t", "--cpu-devices",
+             "0", "--cuda", "none", "--model-root", scratch.path().string(), "--model-root", "/"});
+  ASSERT_FALSE(command.exit) << command.text;
+  EXPECT_EQ(command.options.host, "n");
+  EXPECT_TRUE(command.options.directory.is_absolute());
+  EXPECT_EQ(command.options.train, "/t");
+  EXPECT_EQ(command.options.cpu_devices, 0);
+  EXPECT_FALSE(command.options.cuda);
+  EXPECT_EQ(command.options.model_roots.size(), 2u);
+}
+
+TEST(Options, FindsTheTrainerOfABuildTree) {
+  const Scratch scratch;
+  scratch.Write("train/lemo-train", "");
+  const auto find = [&] {
+    return ParseCommandLine({"--coordinator", "h:1", "--dir", "d"},
+                            scratch.path() / "agent" / "lemo-worker", "1")
+        .options.train;
+  };
+  EXPECT_EQ(find(), scratch.path() / "train" / "lemo-train");
+  scratch.Write("agent/lemo-train", "");
+  EXPECT_EQ(find(), scratch.path() / "agent" / "lemo-train");
+}
+
+TEST(Options, MistakesAndHelp) {
+  EXPECT_EQ(Parse({}).exit_code, 2);
+  EXPECT_THAT(Parse({"--dir", "d"}).text, HasSubstr("--coordinator"));
+  EXPECT_EQ(Parse({"--coordinator", "h:1", "--dir", "d", "--cuda", "maybe"}).exit_code, 2);
+  EXPECT_EQ(Parse({"--coordinator", "h:1", "--dir", "d", "--cpu-devices", "-1"}).exit_code, 2);
+  EXPECT_EQ(Parse({"--help"}).exit_code, 0);
+  EXPECT_THAT(Parse({"--help"}).text, HasSubstr("--model-root"));
+  EXPECT_THAT(Parse({"--version"}).text, HasSubstr("1.2.3"));
+}
+
+}  // namespace
+}  // namespace lemo::agent

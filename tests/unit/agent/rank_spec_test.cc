@@ -1,0 +1,66 @@
+#include "worker/agent/rank_spec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/unit/agent/scratch.h"
+
+namespace lemo::agent {
+namespace {
+
+using testing::HasSubstr;
+
+class RankSpec : public testing::Test {
+ protected:
+  RankSpec() {
+    scratch_.Write("model/config.json", "{}");
+    assignment_.set_model_path((scratch_.path() / "model").string());
+    assignment_.mutable_run()->mutable_model()->set_path("models/m");
+    assignment_.mutable_run()->mutable_data()->add_train()->set_path("files/a");
+    assignment_.mutable_run()->mutable_data()->mutable_train(0)->set_format("chat");
+    assignment_.mutable_run()->mutable_data()->add_eval()->set_path("files/ab");
+    assignment_.mutable_run()->mutable_output()->set_merge(true);
+  }
+
+  const Scratch scratch_;
+  lemo::v1::Assignment assignment_;
+  const LocalPaths paths_{
+      .files = {{"files/a", "/x/1"}, {"files/ab", "/x/11"}}, .out = "/j/out", .device = "cuda:3"};
+};
+
+TEST_F(RankSpec, PutsPathsInPlaceOfNames) {
+  const auto spec = MakeRankSpec(assignment_, paths_);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->data().train(0).path(), "/x/1");
+  EXPECT_EQ(spec->data().train(0).format(), "chat");
+  EXPECT_EQ(spec->data().eval(0).path(), "/x/11");
+  EXPECT_EQ(spec->model().path(), assignment_.model_path());
+  EXPECT_EQ(spec->output().dir(), "/j/out");
+  EXPECT_TRUE(spec->output().merge());
+  EXPECT_EQ(spec->device(), "cuda:3");
+}
+
+TEST_F(RankSpec, NamesTheFieldThatHasNoPath) {
+  assignment_.mutable_run()->mutable_data()->mutable_eval(0)->set_path("/etc/passwd");
+  EXPECT_THAT(std::string(MakeRankSpec(assignment_, paths_).status().message()),
+              HasSubstr("data.eval[0].path: /etc/passwd"));
+  assignment_.set_model_path("/none");
+  EXPECT_THAT(std::string(MakeRankSpec(assignment_, paths_).status().message()),
+              HasSubstr("model.path: models/m"));
+}
+
+TEST_F(RankSpec, PutsNamesBackEverywhere) {
+  const PathNames names(assignment_, paths_);
+  EXPECT_EQ(names.Restore("/x/11:3 and /x/1:4"), "files/ab:3 and files/a:4");
+  lemo::v1::RunEvent event;
+  event.mutable_error()->set_message("in " + assignment_.model_path() + "/config.json");
+  event.mutable_error()->add_violations()->set_file("/x/11");
+  event.mutable_error()->add_violations()->set_file("/j/out/cache/b");
+  names.Restore(&event);
+  EXPECT_EQ(event.error().message(), "in models/m/config.json");
+  EXPECT_EQ(event.error().violations(0).file(), "files/ab");
+  EXPECT_EQ(event.error().violations(1).file(), "cache/b");
+}
+
+}  // namespace
+}  // namespace lemo::agent

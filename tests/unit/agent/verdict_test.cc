@@ -1,0 +1,63 @@
+#include "worker/agent/verdict.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+namespace lemo::agent {
+namespace {
+
+using lemo::v1::AttemptEnded;
+using lemo::v1::Failure;
+using testing::HasSubstr;
+
+constexpr int Left(int code) { return code << 8; }
+
+TEST(Judge, SuccessIsSuccessWhateverWasAsked) {
+  EXPECT_EQ(Judge({.status = Left(0)}).outcome(), AttemptEnded::SUCCEEDED);
+  EXPECT_EQ(
+      Judge({.status = Left(0), .asked_to_stop = true, .failure = SystemError("late")}).outcome(),
+      AttemptEnded::SUCCEEDED);
+}
+
+TEST(Judge, ASignalThatWasAskedForIsAStop) {
+  for (int status : {SIGKILL + 0, SIGTERM + 0, Left(128 + SIGTERM), Left(128 + SIGINT)}) {
+    EXPECT_EQ(Judge({.status = status, .asked_to_stop = true}).outcome(), AttemptEnded::STOPPED);
+    const AttemptEnded unasked = Judge({.status = status});
+    EXPECT_EQ(unasked.outcome(), AttemptEnded::FAILED);
+    EXPECT_EQ(unasked.failure().kind(), Failure::SYSTEM_ERROR);
+    EXPECT_THAT(unasked.failure().message(), HasSubstr("SIG"));
+  }
+}
+
+TEST(Judge, AFaultStaysOneThoughAStopWasAsked) {
+  EXPECT_EQ(Judge({.status = Left(2), .asked_to_stop = true}).failure().kind(),
+            Failure::USER_ERROR);
+}
+
+TEST(Judge, TheAgentsReasonIsTheFailure) {
+  Failure limit;
+  limit.set_kind(Failure::LIMIT_EXCEEDED);
+  const AttemptEnded ended =
+      Judge({.status = SIGKILL, .asked_to_stop = true, .failure = limit, .log_tail = "tail"});
+  EXPECT_EQ(ended.outcome(), AttemptEnded::FAILED);
+  EXPECT_EQ(ended.failure().kind(), Failure::LIMIT_EXCEEDED);
+  EXPECT_EQ(ended.failure().log_tail(), "tail");
+}
+
+TEST(Judge, TakesTheRanksOwnWords) {
+  lemo::v1::ErrorEvent error;
+  error.set_message("two faults");
+  error.set_advice("mend them");
+  error.add_violations()->set_field("train.steps");
+  const Failure failure = Judge({.status = Left(2), .error = error}).failure();
+  EXPECT_EQ(failure.message(), "two faults");
+  EXPECT_EQ(failure.advice(), "mend them");
+  EXPECT_EQ(failure.violations(0).field(), "train.steps");
+  EXPECT_EQ(Judge({.status = Left(3), .error = error}).failure().kind(), Failure::OUT_OF_MEMORY);
+  EXPECT_EQ(Judge({.status = Left(4), .error = error}).failure().kind(), Failure::SYSTEM_ERROR);
+  EXPECT_THAT(Judge({.status = Left(1)}).failure().message(), HasSubstr("code 1"));
+}
+
+}  // namespace
+}  // namespace lemo::agent

@@ -1,0 +1,66 @@
+// What an agent must know of an attempt after its own death.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "lemo/v1/worker_service.pb.h"
+
+namespace lemo::agent {
+
+struct AttemptRecord {
+  lemo::v1::AttemptId id;
+  pid_t leader = 0;  // 0: no rank was started
+  uint64_t start_ticks = 0;
+  std::string boot_id;
+  double start_unix_seconds = 0;
+  double run_seconds = 0;  // of a gang that has ended
+  bool succeeded = false;  // the ranks have left with 0; what remains is to hand over the result
+};
+
+// Files of one attempt in its job's directory. Every write is durable and whole when it returns.
+// Not thread-safe.
+class AttemptJournal {
+ public:
+  AttemptJournal(std::filesystem::path job_directory, int attempt)
+      : directory_(std::move(job_directory)), attempt_(attempt) {}
+
+  std::filesystem::path spool() const { return Numbered("events-", ""); }
+  std::filesystem::path log(int rank) const {
+    return Numbered("rank-" + std::to_string(rank) + "-", ".log");
+  }
+  std::filesystem::path spec() const { return directory_ / "run.json"; }
+  std::filesystem::path out() const { return directory_ / "out"; }
+  const std::filesystem::path& directory() const { return directory_; }
+
+  absl::Status Write(const AttemptRecord& record) const;
+  absl::Status WriteEnded(const lemo::v1::AttemptEnded& ended) const;
+  // nullopt when the attempt has not ended.
+  std::optional<lemo::v1::AttemptEnded> ReadEnded() const;
+
+  // Of the attempt that last lived in `job_directory`; NotFound when there was none. One that was
+  // made on another boot of the machine has no leader.
+  static absl::StatusOr<AttemptRecord> Read(const std::filesystem::path& job_directory);
+
+  // Removes all that is the attempt's own; what later attempts go on from (out/) stays.
+  void Remove() const;
+
+ private:
+  std::filesystem::path Numbered(const char* before, const char* after) const {
+    return directory_ / (before + std::to_string(attempt_) + after);
+  }
+  std::filesystem::path Numbered(const std::string& before, const char* after) const {
+    return Numbered(before.c_str(), after);
+  }
+
+  std::filesystem::path directory_;
+  int attempt_;
+};
+
+}  // namespace lemo::agent

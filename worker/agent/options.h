@@ -1,0 +1,35 @@
+// The command line of lemo-worker.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace lemo::agent {
+
+struct AgentOptions {
+  std::string coordinator;          // HOST:PORT
+  std::filesystem::path directory;  // absolute; made if it is not there
+  std::string host;                 // what lists show
+  std::string version;
+  std::filesystem::path train;  // the lemo-train program
+  int cpu_devices = 1;
+  bool cuda = true;  // look for CUDA devices
+  std::vector<std::filesystem::path> model_roots;
+};
+
+// Either options to run with, or a text to print and a code to leave with (`exit` is set): --help
+// and --version with 0 for standard output, a mistake with 2 for standard error.
+struct CommandLine {
+  AgentOptions options;
+  bool exit = false;
+  int exit_code = 0;
+  std::string text;
+};
+
+// `args` without the program's name; `program` is this program's own path, beside which lemo-train
+// is looked for.
+CommandLine ParseCommandLine(const std::vector<std::string>& args,
+                             const std::filesystem::path& program, const std::string& version);
+
+}  // namespace lemo::agent

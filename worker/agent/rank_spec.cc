@@ -1,0 +1,87 @@
+#include "worker/agent/rank_spec.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "common/status_macros.h"
+
+namespace lemo::agent {
+namespace {
+
+absl::Status ReplacePaths(const LocalPaths& paths, const char* field,
+                          google::protobuf::RepeatedPtrField<lemo::v1::DataFile>* files) {
+  for (int i = 0; i < files->size(); ++i) {
+    lemo::v1::DataFile& file = *files->Mutable(i);
+    const auto found = paths.files.find(file.path());
+    if (found == paths.files.end()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          field, "[", i, "].path: ", file.path(), " is not among the files of the assignment"));
+    }
+    file.set_path(found->second);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assignment,
+                                               const LocalPaths& paths) {
+  lemo::v1::RunSpec run = assignment.run();
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(
+          std::filesystem::path(assignment.model_path()) / "config.json", ignored)) {
+    return absl::FailedPreconditionError(absl::StrCat("model.path: ", run.model().path(),
+                                                      " is not on this worker: no config.json in ",
+                                                      assignment.model_path()));
+  }
+  run.mutable_model()->set_path(assignment.model_path());
+  LEMO_RETURN_IF_ERROR(ReplacePaths(paths, "data.train", run.mutable_data()->mutable_train()));
+  LEMO_RETURN_IF_ERROR(ReplacePaths(paths, "data.eval", run.mutable_data()->mutable_eval()));
+  run.mutable_output()->set_dir(paths.out);
+  run.set_device(paths.device);
+  return run;
+}
+
+PathNames::PathNames(const lemo::v1::Assignment& assignment, const LocalPaths& paths) {
+  for (const auto& [name, path] : paths.files) names_.emplace_back(path, name);
+  names_.emplace_back(assignment.model_path(), assignment.run().model().path());
+  names_.emplace_back(paths.out + "/", "");
+  // Of two where one begins with the other the longer is meant.
+  std::stable_sort(names_.begin(), names_.end(),
+                   [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
+  std::erase_if(names_, [](const auto& entry) { return entry.first.empty(); });
+}
+
+std::string PathNames::Restore(std::string text) const {
+  for (const auto& [path, name] : names_) {
+    absl::StrReplaceAll({{path, name}}, &text);
+  }
+  return text;
+}
+
+void PathNames::Restore(google::protobuf::Message* message) const {
+  using google::protobuf::FieldDescriptor;
+  const google::protobuf::Reflection& reflection = *message->GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  reflection.ListFields(*message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    const int count = field->is_repeated() ? reflection.FieldSize(*message, field) : 1;
+    for (int i = 0; i < count; ++i) {
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+        Restore(field->is_repeated() ? reflection.MutableRepeatedMessage(message, field, i)
+                                     : reflection.MutableMessage(message, field));
+      } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+        if (field->is_repeated()) {
+          reflection.SetRepeatedString(message, field, i,
+                                       Restore(reflection.GetRepeatedString(*message, field, i)));
+        } else {
+          reflection.SetString(message, field, Restore(reflection.GetString(*message, field)));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace lemo::agent

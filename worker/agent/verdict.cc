@@ -1,0 +1,88 @@
+#include "worker/agent/verdict.h"
+
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace lemo::agent {
+namespace {
+
+using lemo::v1::AttemptEnded;
+using lemo::v1::Failure;
+
+std::string SignalName(int signal) {
+  const char* name = ::sigabbrev_np(signal);
+  return name == nullptr ? absl::StrCat("signal ", signal) : absl::StrCat("SIG", name);
+}
+
+// The signal that ended the leader, whether it let itself be ended or left with 128 + its number.
+int EndingSignal(int status) {
+  if (WIFSIGNALED(status)) return WTERMSIG(status);
+  if (WIFEXITED(status) && WEXITSTATUS(status) > 128 && WEXITSTATUS(status) < 128 + NSIG) {
+    return WEXITSTATUS(status) - 128;
+  }
+  return 0;
+}
+
+Failure FailureOf(const GangEnd& end) {
+  Failure failure;
+  if (const int signal = EndingSignal(end.status); signal != 0) {
+    failure = SystemError(absl::StrCat("the rank was ended by ", SignalName(signal),
+                                       ", which the agent did not send"));
+    if (signal == SIGKILL) {
+      failure.set_advice(
+          "The kernel's out-of-memory killer is a likely cause: look into the host's kernel log, "
+          "and give the job less memory or the host more.");
+    }
+    return failure;
+  }
+  const int code = WEXITSTATUS(end.status);
+  switch (code) {
+    case 2:
+      failure.set_kind(Failure::USER_ERROR);
+      break;
+    case 3:
+      failure.set_kind(Failure::OUT_OF_MEMORY);
+      break;
+    default:
+      failure.set_kind(Failure::SYSTEM_ERROR);
+  }
+  if (end.error) {
+    failure.set_message(end.error->message());
+    *failure.mutable_violations() = end.error->violations();
+    failure.set_advice(end.error->advice());
+  } else {
+    failure.set_message(absl::StrCat("the rank left with code ", code, " and gave no reason"));
+  }
+  return failure;
+}
+
+}  // namespace
+
+Failure SystemError(const std::string& message) {
+  Failure failure;
+  failure.set_kind(Failure::SYSTEM_ERROR);
+  failure.set_message(message);
+  return failure;
+}
+
+AttemptEnded Judge(const GangEnd& end) {
+  AttemptEnded ended;
+  if (WIFEXITED(end.status) && WEXITSTATUS(end.status) == 0) {
+    ended.set_outcome(AttemptEnded::SUCCEEDED);
+    return ended;
+  }
+  if (!end.failure && end.asked_to_stop && EndingSignal(end.status) != 0) {
+    ended.set_outcome(AttemptEnded::STOPPED);
+    return ended;
+  }
+  ended.set_outcome(AttemptEnded::FAILED);
+  *ended.mutable_failure() = end.failure ? *end.failure : FailureOf(end);
+  ended.mutable_failure()->set_rank(0);
+  ended.mutable_failure()->set_log_tail(end.log_tail);
+  return ended;
+}
+
+}  // namespace lemo::agent

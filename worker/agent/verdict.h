@@ -1,0 +1,30 @@
+// What the end of a gang means.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "lemo/v1/run_event.pb.h"
+#include "lemo/v1/worker_service.pb.h"
+
+namespace lemo::agent {
+
+struct GangEnd {
+  int status = 0;  // of the leader, as waitpid tells it
+  // Somebody asked for the end: the coordinator, or a person who ends the agent.
+  bool asked_to_stop = false;
+  // Why the agent itself ended the gang: a limit, a lost lease. It is the failure unless the ranks
+  // had succeeded by then.
+  std::optional<lemo::v1::Failure> failure;
+  // The last ErrorEvent, with names for paths.
+  std::optional<lemo::v1::ErrorEvent> error;
+  std::string log_tail;
+};
+
+// Outcome and failure of the attempt; SUCCEEDED means that its result is to be handed over.
+lemo::v1::AttemptEnded Judge(const GangEnd& end);
+
+// A failure of ours or of the machine.
+lemo::v1::Failure SystemError(const std::string& message);
+
+}  // namespace lemo::agent
