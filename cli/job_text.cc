@@ -1,0 +1,188 @@
+#include "cli/job_text.h"
+
+#include <cmath>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "cli/errors.h"
+#include "cli/format.h"
+#include "cli/output.h"
+
+namespace lemo::cli {
+namespace {
+
+using lemo::v1::Job;
+
+// Every line of `text` behind `indent`.
+std::string Indented(const std::string& text, const std::string& indent) {
+  std::string out = indent;
+  for (size_t i = 0; i < text.size(); ++i) {
+    out += text[i];
+    if (text[i] == '\n' && i + 1 < text.size()) out += indent;
+  }
+  if (out.back() != '\n') out += '\n';
+  return out;
+}
+
+std::string Change(double before, double after, int digits) {
+  const bool has_before = std::isfinite(before);
+  if (!std::isfinite(after)) return has_before ? Fixed(before, digits) + " (before)" : "";
+  if (!has_before) return Fixed(after, digits);
+  std::string text = absl::StrCat(Fixed(before, digits), " -> ", Fixed(after, digits));
+  if (before != 0) absl::StrAppendFormat(&text, "  (%+.1f %%)", 100 * (after / before - 1));
+  return text;
+}
+
+std::string DataText(const lemo::v1::DataSpec& data) {
+  auto paths = [](const auto& files) {
+    return absl::StrJoin(files, ", ", [](std::string* out, const lemo::v1::DataFile& file) {
+      out->append(file.path());
+    });
+  };
+  std::string text = paths(data.train());
+  if (data.eval_size() > 0) absl::StrAppend(&text, "; eval ", paths(data.eval()));
+  return text;
+}
+
+std::string ResourcesText(const lemo::v1::ResourceSpec& resources) {
+  const int ranks = resources.has_ranks() ? resources.ranks() : 1;
+  std::string text = absl::StrCat(ranks, ranks == 1 ? " rank" : " ranks", " on ",
+                                  resources.has_device() ? resources.device() : "any device");
+  if (resources.has_memory_bytes()) {
+    absl::StrAppend(&text, ", ", HumanBytes(resources.memory_bytes()), " each");
+  }
+  return text;
+}
+
+}  // namespace
+
+bool IsFinal(Job::State state) {
+  return state == Job::SUCCEEDED || state == Job::FAILED || state == Job::CANCELLED;
+}
+
+std::string StateName(Job::State state) {
+  const std::string& name = Job::State_Name(state);
+  return name.empty() ? absl::StrCat("state ", static_cast<int>(state)) : name;
+}
+
+int ExitCodeOf(Job::State final_state) {
+  switch (final_state) {
+    case Job::SUCCEEDED:
+      return kExitOk;
+    case Job::CANCELLED:
+      return kExitJobCancelled;
+    default:
+      return kExitJobFailed;
+  }
+}
+
+std::string ProgressText(const lemo::v1::Progress& progress, int64_t memory_limit) {
+  if (progress.step() == 0) return "";
+  std::string text = absl::StrCat(
+      "step ", progress.step(), "/", progress.steps(), "  loss ", Fixed(progress.loss(), 4), "  ",
+      ShortCount(progress.tokens_per_second()), " tok/s  ", HumanBytes(progress.peak_bytes()));
+  if (memory_limit > 0) absl::StrAppend(&text, " of ", HumanBytes(memory_limit));
+  absl::StrAppend(&text, "  ETA ", ClockDuration(progress.eta_seconds()));
+  return text;
+}
+
+std::string ViolationText(const lemo::v1::Violation& violation) {
+  std::string out;
+  auto part = [&out](const std::string& text) {
+    if (!text.empty()) absl::StrAppend(&out, out.empty() ? "" : ": ", text);
+  };
+  part(violation.field());
+  part(violation.line() > 0 ? absl::StrCat(violation.file(), ":", violation.line())
+                            : violation.file());
+  part(violation.json_path());
+  part(violation.reason());
+  return out;
+}
+
+std::string FailureText(const lemo::v1::Failure& failure) {
+  std::string out = Indented(Printable(failure.message()), "  ");
+  for (const lemo::v1::Violation& violation : failure.violations()) {
+    const std::string text = ViolationText(violation);
+    if (absl::StrContains(failure.message(), text)) continue;  // the message is that very list
+    out += Indented(Printable(text), "  ");
+  }
+  if (!failure.log_tail().empty()) {
+    absl::StrAppend(&out, "  Rank ", failure.rank(), " wrote last:\n",
+                    Indented(Printable(failure.log_tail()), "    "));
+  }
+  if (!failure.advice().empty()) {
+    out += Indented("What to do: " + Printable(failure.advice()), "  ");
+  }
+  return out;
+}
+
+std::string ResultText(const lemo::v1::ResultEvent& result) {
+  Details details;
+  details.Add("steps", HumanCount(result.steps()));
+  details.Add("tokens",
+              absl::StrCat(HumanCount(result.tokens()), " (", HumanCount(result.labelled_tokens()),
+                           " with loss) in ", HumanDuration(result.seconds()), ", ",
+                           ShortCount(result.tokens_per_second()), " tokens/s"));
+  // Zero stands for "no evaluation" in messages of other writers than lemo-train.
+  if (result.eval_loss() != 0) {
+    details.Add("eval loss", Change(result.eval_loss_before(), result.eval_loss(), 4));
+    details.Add("perplexity", Change(result.perplexity_before(), result.perplexity(), 2));
+  }
+  details.Add("train loss", Fixed(result.train_loss(), 4));
+  if (result.has_peak_bytes()) {
+    details.Add("peak memory", HumanBytes(result.peak_bytes().total()));
+  }
+  return Indented(details.ToString(), "  ");
+}
+
+std::string JobText(const Job& job) {
+  Details details;
+  details.Add("name", job.name());
+  details.Add("display name", job.spec().display_name());
+  details.Add("state", StateName(job.state()));
+  details.Add("reason", job.reason());
+  if (job.stop_request() == Job::STOP_PAUSE) details.Add("asked to", "pause");
+  if (job.stop_request() == Job::STOP_CANCEL) details.Add("asked to", "cancel");
+  details.Add("progress", ProgressText(job.progress(), job.spec().resources().memory_bytes()));
+  if (job.progress().checkpoint_step() > 0) {
+    details.Add("checkpoint", absl::StrCat("step ", job.progress().checkpoint_step(), " at ",
+                                           Time(job.progress().checkpoint_time())));
+  }
+  details.Add("created", Time(job.create_time()));
+  if (job.has_start_time()) details.Add("started", Time(job.start_time()));
+  if (job.has_end_time()) {
+    const google::protobuf::Timestamp& from =
+        job.has_start_time() ? job.start_time() : job.create_time();
+    details.Add("ended", absl::StrCat(Time(job.end_time()), " after ",
+                                      HumanDuration(Seconds(job.end_time()) - Seconds(from))));
+  }
+  details.Add("worker", job.worker());
+  if (job.attempt() > 1) {
+    details.Add("attempt", absl::StrCat(job.attempt(), " (", job.restarts(), " restarts of ",
+                                        job.spec().restart().limit(), " allowed)"));
+  }
+  details.Add("model", job.spec().run().model().path());
+  details.Add("data", DataText(job.spec().run().data()));
+  details.Add("resources", ResourcesText(job.spec().resources()));
+  for (const auto& [key, value] : job.spec().labels()) {
+    details.Add("label", absl::StrCat(key, " = ", value));
+  }
+  std::string out = details.ToString();
+  if (job.has_failure()) {
+    absl::StrAppend(&out, "\nfailed (", lemo::v1::Failure::Kind_Name(job.failure().kind()), ")\n",
+                    FailureText(job.failure()));
+  }
+  if (job.has_result()) absl::StrAppend(&out, "\nresult\n", ResultText(job.result()));
+  if (job.artifacts_size() > 0) {
+    Table table({"artifact", "bytes"});
+    for (const lemo::v1::Artifact& artifact : job.artifacts()) {
+      table.Add({artifact.path(), HumanCount(artifact.bytes())});
+    }
+    absl::StrAppend(&out, "\n", table.ToString());
+  }
+  return out;
+}
+
+}  // namespace lemo::cli

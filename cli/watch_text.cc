@@ -1,0 +1,155 @@
+#include "cli/watch_text.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cli/format.h"
+#include "cli/job_text.h"
+
+namespace lemo::cli {
+namespace {
+
+using lemo::v1::Job;
+using lemo::v1::JobEvent;
+using lemo::v1::RunEvent;
+
+constexpr char kEraseLine[] = "\r\x1b[K";
+
+std::string RunText(const RunEvent& run) {
+  switch (run.event_case()) {
+    case RunEvent::kPhase:
+      return absl::StrFormat("%-10s  %s  %s", "phase", run.phase().name(), run.phase().detail());
+    case RunEvent::kStep: {
+      const lemo::v1::StepEvent& step = run.step();
+      return absl::StrFormat(
+          "%-10s  %d/%d  loss %s  lr %.2e  grad norm %s  %s tok/s  peak %s  ETA %s", "step",
+          step.step(), step.steps(), Fixed(step.loss(), 4), step.learning_rate(),
+          Significant(step.grad_norm(), 3), ShortCount(step.tokens_per_second()),
+          HumanBytes(step.peak_bytes()), ClockDuration(step.eta_seconds()));
+    }
+    case RunEvent::kEval:
+      return absl::StrFormat(
+          "%-10s  at step %d  loss %s  perplexity %s  accuracy %s %%%s", "eval", run.eval().step(),
+          Fixed(run.eval().loss(), 4), Significant(run.eval().perplexity(), 5),
+          Fixed(100 * run.eval().token_accuracy(), 1), run.eval().best() ? "  best" : "");
+    case RunEvent::kCheckpoint:
+      return run.checkpoint().reason() == "resumed"
+                 ? absl::StrFormat("%-10s  resumed at step %d", "checkpoint",
+                                   run.checkpoint().step())
+                 : absl::StrFormat("%-10s  saved step %d (%s, %s)", "checkpoint",
+                                   run.checkpoint().step(), HumanBytes(run.checkpoint().bytes()),
+                                   HumanDuration(run.checkpoint().seconds()));
+    case RunEvent::kWarning:
+      return absl::StrFormat("%-10s  %s%s", "warning",
+                             run.warning().field().empty() ? "" : run.warning().field() + ": ",
+                             run.warning().message());
+    case RunEvent::kResult:
+      return absl::StrFormat("%-10s  %d steps, %s tokens in %s, train loss %s", "result",
+                             run.result().steps(), HumanCount(run.result().tokens()),
+                             HumanDuration(run.result().seconds()),
+                             Fixed(run.result().train_loss(), 4));
+    case RunEvent::kError:
+      return absl::StrFormat("%-10s  %s", "error", run.error().message());
+    case RunEvent::EVENT_NOT_SET:
+      return "event of a kind that this version does not know";
+  }
+  return "";
+}
+
+std::string OneLine(std::string text) {
+  text = Printable(std::move(text));
+  while (!text.empty() && (text.back() == ' ' || text.back() == '\n')) text.pop_back();
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+}  // namespace
+
+std::string WatchText::Line(const JobEvent& event) const {
+  const std::string text =
+      event.has_state()
+          ? absl::StrFormat("%-10s  %s", StateName(event.state().to()), event.state().reason())
+          : RunText(event.run());
+  return absl::StrCat(Time(event.time()), "  ", OneLine(text), "\n");
+}
+
+bool WatchText::IsKept(const JobEvent& event) const {
+  if (!options_.terminal) return true;
+  if (event.has_state()) {
+    // What the live line shows in passing, but for a running job that has to go back.
+    const Job::State from = event.state().from();
+    const Job::State to = event.state().to();
+    return (from == Job::RUNNING || from == Job::STARTING) &&
+           (to == Job::QUEUED || to == Job::PAUSED);
+  }
+  return !event.run().has_step() && !event.run().has_phase() && !event.run().has_result();
+}
+
+std::string WatchText::Event(const JobEvent& event) {
+  const std::string line = IsKept(event) ? Line(event) : "";
+  if (event.has_state()) {
+    state_ = event.state().to();
+    reason_ = event.state().reason();
+    if (state_ != Job::RUNNING) phase_.clear();
+  } else if (event.run().has_phase()) {
+    const lemo::v1::PhaseEvent& phase = event.run().phase();
+    phase_ = absl::StrCat(phase.name(), phase.detail().empty() ? "" : " ", phase.detail());
+  } else if (event.run().has_step()) {
+    const lemo::v1::StepEvent& step = event.run().step();
+    phase_.clear();
+    progress_.set_step(step.step());
+    progress_.set_steps(step.steps());
+    progress_.set_loss(step.loss());
+    progress_.set_tokens_per_second(step.tokens_per_second());
+    progress_.set_peak_bytes(step.peak_bytes());
+    progress_.set_eta_seconds(step.eta_seconds());
+  }
+  return line.empty() ? "" : Erase() + line;
+}
+
+std::string WatchText::LiveLine() const {
+  std::string line = StateName(state_);
+  auto part = [&line](const std::string& text) {
+    if (!text.empty()) absl::StrAppend(&line, "  ", text);
+  };
+  // While steps come, they say more than the reason and the phase.
+  if (state_ == Job::RUNNING) {
+    part(phase_);
+    part(ProgressText(progress_, options_.memory_limit));
+    if (phase_.empty() && progress_.step() == 0) part(reason_);
+  } else {
+    part(reason_);
+    part(ProgressText(progress_, options_.memory_limit));
+  }
+  return line;
+}
+
+std::string WatchText::Draw() { return DrawNote(LiveLine()); }
+
+std::string WatchText::DrawNote(const std::string& note) {
+  if (!options_.terminal) return "";
+  drawn_ = true;
+  // The last column makes some terminals wrap.
+  return absl::StrCat(kEraseLine, OneLine(note).substr(0, std::max(options_.width - 1, 1)));
+}
+
+std::string WatchText::Erase() { return std::exchange(drawn_, false) ? kEraseLine : ""; }
+
+std::string WatchText::Ending(const Job& job) {
+  switch (job.state()) {
+    case Job::SUCCEEDED:
+      return absl::StrCat("\n", job.name(), " succeeded\n",
+                          job.has_result() ? ResultText(job.result()) : "",
+                          "Fetch the result: lemo job fetch ", job.name(), "\n");
+    case Job::FAILED:
+      return absl::StrCat("\n", job.name(), " failed (",
+                          lemo::v1::Failure::Kind_Name(job.failure().kind()), ")\n",
+                          FailureText(job.failure()), "Its log: lemo job logs ", job.name(), "\n");
+    default:
+      return absl::StrCat("\n", job.name(), " was cancelled\n");
+  }
+}
+
+}  // namespace lemo::cli
