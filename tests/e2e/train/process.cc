@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@ namespace {
 // Between fork and exec.
 [[noreturn]] void BecomeProgram(const std::vector<char*>& argv, const ProcessOptions& options,
                                 int output, int errors) {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a test that is killed leaves nothing behind
   if (!options.directory.empty() && ::chdir(options.directory.c_str()) != 0) ::_exit(126);
   ::dup2(output, STDOUT_FILENO);
   ::dup2(errors, STDERR_FILENO);
