@@ -28,7 +28,7 @@ void Service::StartCoordinator() {
       LEMO_COORDINATOR_BINARY,
       std::vector<std::string>{"--dir", (workspace_.path() / "coordinator").string(), "--listen",
                                address_, "--train", train::Workspace::Program(), "--lease-seconds",
-                               "4"},
+                               "8"},
       train::ProcessOptions{workspace_.path(), {}, {}});
   const auto line = coordinator_->NextLine(train::Process::Clock::now() + kPatience);
   const std::string kSays = "listening on ";

@@ -2,13 +2,12 @@
 // needs no mount.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
-#include <csignal>
 #include <filesystem>
 
 #include "common/files.h"
 #include "coordinator/artifacts/artifacts.h"
+#include "tests/support/file_size_limit.h"
 
 namespace lemo::coordinator {
 namespace {
@@ -16,25 +15,6 @@ namespace {
 namespace fs = std::filesystem;
 using absl::StatusCode;
 using testing::HasSubstr;
-
-// While alive, no file of this process grows beyond `bytes`.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : former_handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    getrlimit(RLIMIT_FSIZE, &former_);
-    rlimit limit = former_;
-    limit.rlim_cur = bytes;
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &former_);
-    std::signal(SIGXFSZ, former_handler_);
-  }
-
- private:
-  void (*former_handler_)(int);
-  rlimit former_;
-};
 
 class DiskFull : public testing::Test {
  protected:

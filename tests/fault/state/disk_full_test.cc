@@ -2,11 +2,9 @@
 // ENOSPC), which needs no mount.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-
-#include <csignal>
 
 #include "common/files.h"
+#include "tests/support/file_size_limit.h"
 #include "tests/support/test_checkpoint.h"
 
 namespace lemo::train {
@@ -14,25 +12,6 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-// While alive, no file of this process grows beyond `bytes`.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : former_handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    getrlimit(RLIMIT_FSIZE, &former_);
-    rlimit limit = former_;
-    limit.rlim_cur = bytes;
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &former_);
-    std::signal(SIGXFSZ, former_handler_);
-  }
-
- private:
-  void (*former_handler_)(int);
-  rlimit former_;
-};
 
 TEST(DiskFull, TheSaveFailsWithThePathAndTheFormerStays) {
   const ScratchDir scratch;

@@ -2,13 +2,12 @@
 // which needs no mount.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
-#include <csignal>
 #include <filesystem>
 #include <thread>
 
 #include "common/files.h"
+#include "tests/support/file_size_limit.h"
 #include "tests/unit/store/sample_jobs.h"
 
 namespace lemo::coordinator {
@@ -17,25 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 using absl::StatusCode;
 using testing::HasSubstr;
-
-// While alive, no file of this process grows beyond `bytes`.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : former_handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    getrlimit(RLIMIT_FSIZE, &former_);
-    rlimit limit = former_;
-    limit.rlim_cur = bytes;
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &former_);
-    std::signal(SIGXFSZ, former_handler_);
-  }
-
- private:
-  void (*former_handler_)(int);
-  rlimit former_;
-};
 
 JobRecord BigJob(int64_t number) {
   JobRecord record = SampleJob(number);

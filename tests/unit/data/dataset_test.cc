@@ -259,36 +259,5 @@ TEST(DatasetTest, ConversationsNeedATemplateAndBooksHaveNoAssistant) {
   EXPECT_THAT(Text(opened.violations), HasSubstr("plain text has no assistant's part"));
 }
 
-// The project's own material, where it lies beside the checkout.
-std::filesystem::path SharedData() {
-  return std::filesystem::path(LEMO_SOURCE_DIR).parent_path() / "shared/data";
-}
-
-TEST(DatasetTest, RealFilesAreRead) {
-  const std::filesystem::path shared = SharedData();
-  if (!std::filesystem::exists(shared)) GTEST_SKIP() << shared << " is not here";
-  struct Expected {
-    const char* path;
-    int64_t rows;
-  };
-  for (const Expected& file :
-       {Expected{"datasets/openai_chat/conversations.jsonl", 128},
-        Expected{"datasets/openai_chat/gsm8k_chat_1000.jsonl", 1000},
-        Expected{"datasets/openai_chat/openai_sft.jsonl", 128},
-        Expected{"datasets/tool_calls/glaive_toolcall_en_300.openai.jsonl", 300},
-        Expected{"datasets/tinystories/tinystories_head.jsonl", 987}}) {
-    SCOPED_TRACE(file.path);
-    const Opened opened = OpenData({(shared / file.path).string()}, {.max_length = 100'000});
-    ASSERT_TRUE(opened.dataset.ok()) << opened.dataset.status();
-    EXPECT_EQ(opened.counts.rows, file.rows);
-    EXPECT_EQ(opened.dataset->rows(), file.rows);
-    EXPECT_EQ(opened.counts.rows_with_unrendered_tool_calls, 0);
-  }
-  const Opened questions =
-      OpenData({(shared / "datasets/gsm8k/train.jsonl").string()}, {.max_length = 100'000});
-  EXPECT_EQ(questions.violations.total(), 7473);
-  EXPECT_THAT(questions.violations.kept()[0].reason, HasSubstr("its keys are: question, answer"));
-}
-
 }  // namespace
 }  // namespace lemo::train

@@ -1,4 +1,4 @@
-#include "worker/train/report/format.h"
+#include "common/format.h"
 
 #include <cmath>
 #include <limits>

@@ -6,8 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/format.h"
 #include "nlohmann/json.hpp"
-#include "worker/train/report/format.h"
 
 namespace lemo::train {
 namespace {

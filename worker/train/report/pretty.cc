@@ -13,7 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "worker/train/report/format.h"
+#include "common/format.h"
 
 namespace lemo::train {
 namespace {

@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "common/format.h"
 #include "worker/train/report/chart.h"
-#include "worker/train/report/format.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {

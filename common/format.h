@@ -1,10 +1,10 @@
-// Numbers as people read them, for the terminal and the report page. ASCII only.
+// Numbers as people read them, on a terminal and in a report. ASCII only.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
-namespace lemo::train {
+namespace lemo {
 
 // "412.3 MiB".
 std::string HumanBytes(int64_t bytes);
@@ -23,4 +23,4 @@ std::string Significant(double value, int digits);
 // Seconds since 1970 as "2025-01-31 17:05:09 UTC".
 std::string UtcTime(double unix_seconds);
 
-}  // namespace lemo::train
+}  // namespace lemo

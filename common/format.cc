@@ -1,4 +1,4 @@
-#include "worker/train/report/format.h"
+#include "common/format.h"
 
 #include <cmath>
 #include <ctime>
@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
-namespace lemo::train {
+namespace lemo {
 namespace {
 
 // Beyond this a duration is a mistake, and would not fit an integer.
@@ -83,4 +83,4 @@ std::string UtcTime(double unix_seconds) {
   return std::string(text, size);
 }
 
-}  // namespace lemo::train
+}  // namespace lemo
