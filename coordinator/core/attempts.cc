@@ -68,6 +68,7 @@ void UpdateProgress(const lemo::v1::RunEvent& event, absl::Time now, Job& job) {
       progress.set_step_seconds(event.step().seconds());
       progress.set_eta_seconds(event.step().eta_seconds());
       progress.set_peak_bytes(event.step().peak_bytes());
+      *progress.mutable_peak() = event.step().peak();
       break;
     case lemo::v1::RunEvent::kEval:
       progress.set_eval_loss(event.eval().loss());

@@ -435,7 +435,8 @@ class Run {
     step->set_labelled_tokens(batch.labelled_tokens);
     step->set_seconds(seconds);
     step->set_tokens_per_second(static_cast<double>(batch.tokens) / seconds);
-    step->set_peak_bytes(PeakTotal(compute_.device));
+    *step->mutable_peak() = PeakByCategory(*engine_, compute_.device);
+    step->set_peak_bytes(step->peak().total());
     step->set_eta_seconds(state_.train_seconds / static_cast<double>(state_.step) *
                           static_cast<double>(total_steps_ - state_.step));
     step->set_epoch(static_cast<double>(state_.cursor.epoch) +
