@@ -101,10 +101,6 @@ class Reporter {
   RunReport report_;
 };
 
-int64_t PeakTotal(at::Device device) {
-  return device.is_cpu() ? PeakMemory().total : DevicePeakBytes(device);
-}
-
 lemo::v1::PeakBytes PeakByCategory(const Engine& engine, at::Device device) {
   lemo::v1::PeakBytes peak;
   if (device.is_cpu()) {
@@ -138,13 +134,19 @@ std::string ExistingCache(const lemo::v1::RunSpec& spec) {
                                                                          : "";
 }
 
-// The spec without what may change between two attempts of one run, and the content that it names.
+// The spec without what may change between two attempts of one run, and the content that it names:
+// a run goes on wherever the same files lie, on another machine too.
 absl::StatusOr<std::string> RunIdentity(const Inputs& inputs) {
   lemo::v1::RunSpec spec = inputs.spec;
   spec.clear_output();
   spec.clear_device();
   spec.clear_checkpoint();
   spec.mutable_data()->clear_cache_dir();
+  spec.mutable_model()->clear_path();
+  for (auto* files : {spec.mutable_data()->mutable_train(), spec.mutable_data()->mutable_eval()}) {
+    for (lemo::v1::DataFile& file : *files) file.clear_path();
+  }
+  if (spec.tuner().has_lora()) spec.mutable_tuner()->mutable_lora()->clear_init_from();
   nlohmann::json identity = nlohmann::json::parse(RunSpecToJson(spec));
   const std::filesystem::path model = inputs.spec.model().path();
   if (inputs.spec.model().has_random_init()) {
@@ -165,10 +167,10 @@ absl::StatusOr<std::string> RunIdentity(const Inputs& inputs) {
   for (const auto& [name, files] : {std::pair{"data.train", &inputs.spec.data().train()},
                                     std::pair{"data.eval", &inputs.spec.data().eval()}}) {
     for (int i = 0; i < files->size(); ++i) {
-      const std::string& path = files->Get(i).path();
-      const absl::StatusOr<std::string> hash = HashFile(path);
-      if (!hash.ok()) return InField(absl::StrCat(name, "[", i, "]"), hash.status());
-      identity["content"][path] = *hash;
+      const std::string field = absl::StrCat(name, "[", i, "]");
+      const absl::StatusOr<std::string> hash = HashFile(files->Get(i).path());
+      if (!hash.ok()) return InField(field, hash.status());
+      identity["content"][field] = *hash;
     }
   }
   return identity.dump();

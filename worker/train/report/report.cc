@@ -37,6 +37,12 @@ ordered_json ExactList(const Messages& messages) {
   return out;
 }
 
+// Points of a curve without what they have by category: the result says that of the whole run.
+ordered_json WithoutCategories(ordered_json points) {
+  for (ordered_json& point : points) point.erase("peak");
+  return points;
+}
+
 template <typename Message>
 void ReadList(const LocatedJson& json, const std::string& path, Violations* violations,
               std::vector<Message>* out) {
@@ -176,7 +182,7 @@ ordered_json RunReport::ToJson() const {
   out["data"] = ordered_json::array();
   for (const ReportDataFile& file : facts_.data) out["data"].push_back(DataFileToJson(file));
   out["curves"] = {{"steps_per_point", curve_.window()},
-                   {"train", FullList(curve_.points())},
+                   {"train", WithoutCategories(FullList(curve_.points()))},
                    {"eval", FullList(evals_)}};
   out["checkpoints"] = FullList(checkpoints_);
   out["phases"] = ordered_json::array();
@@ -287,7 +293,7 @@ std::string RunReport::SaveState() const {
   ordered_json out;
   out["started"] = started_;
   out["window"] = curve_.window();
-  out["steps"] = ExactList(curve_.points());
+  out["steps"] = WithoutCategories(ExactList(curve_.points()));
   out["evals"] = ExactList(evals_);
   out["checkpoints"] = ExactList(checkpoints_);
   out["warnings"] = ExactList(warnings_);
