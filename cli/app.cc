@@ -64,6 +64,7 @@ std::unique_ptr<CLI::App> MakeApp(Context& context) {
   AddFileCommands(*app, context);
   AddModelCommands(*app, context);
   AddWorkerCommands(*app, context);
+  AddAdminCommands(*app, context);
   AddUpCommand(*app, context);
   AddDoctorCommand(*app, context);
   AddCompletionCommand(*app, context);

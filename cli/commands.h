@@ -12,6 +12,7 @@ void AddFetchCommands(CLI::App& job, Context& context);
 void AddFileCommands(CLI::App& app, Context& context);
 void AddModelCommands(CLI::App& app, Context& context);
 void AddWorkerCommands(CLI::App& app, Context& context);
+void AddAdminCommands(CLI::App& app, Context& context);
 void AddUpCommand(CLI::App& app, Context& context);
 void AddDoctorCommand(CLI::App& app, Context& context);
 void AddCompletionCommand(CLI::App& app, Context& context);

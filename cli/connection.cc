@@ -34,7 +34,8 @@ Connection::Connection(std::string address, absl::Duration timeout)
       jobs_(lemo::v1::JobService::NewStub(channel_)),
       files_(lemo::v1::FileService::NewStub(channel_)),
       models_(lemo::v1::ModelService::NewStub(channel_)),
-      cluster_(lemo::v1::ClusterService::NewStub(channel_)) {}
+      cluster_(lemo::v1::ClusterService::NewStub(channel_)),
+      admin_(lemo::v1::AdminService::NewStub(channel_)) {}
 
 grpc::Status Connection::Once(const Rpc& rpc) const {
   grpc::ClientContext context;

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "grpcpp/grpcpp.h"
+#include "lemo/v1/admin_service.grpc.pb.h"
 #include "lemo/v1/cluster_service.grpc.pb.h"
 #include "lemo/v1/file_service.grpc.pb.h"
 #include "lemo/v1/job_service.grpc.pb.h"
@@ -46,6 +47,7 @@ class Connection {
   lemo::v1::FileService::Stub& files() const { return *files_; }
   lemo::v1::ModelService::Stub& models() const { return *models_; }
   lemo::v1::ClusterService::Stub& cluster() const { return *cluster_; }
+  lemo::v1::AdminService::Stub& admin() const { return *admin_; }
 
  private:
   grpc::Status Once(const Rpc& rpc) const;
@@ -57,6 +59,7 @@ class Connection {
   const std::unique_ptr<lemo::v1::FileService::Stub> files_;
   const std::unique_ptr<lemo::v1::ModelService::Stub> models_;
   const std::unique_ptr<lemo::v1::ClusterService::Stub> cluster_;
+  const std::unique_ptr<lemo::v1::AdminService::Stub> admin_;
 };
 
 // Waits between attempts: 0.1 s, doubling up to 3 s, each cut by up to a half at random so that

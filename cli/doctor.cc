@@ -1,11 +1,15 @@
 // lemo doctor: what is missing here, and the command that mends it.
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "cli/commands.h"
 #include "cli/config.h"
 #include "cli/errors.h"
@@ -101,6 +105,18 @@ Finding CheckProgram(const std::string& name) {
   return {name, false, "not beside this program, nor in its build tree", "./dev build"};
 }
 
+// Only workers need it, and only for jobs of several ranks: to be without is no fault.
+Finding CheckMpirun() {
+  const char* path = ::getenv("PATH");
+  for (const std::string& folder :
+       std::vector<std::string>(absl::StrSplit(path == nullptr ? "" : path, ':'))) {
+    const std::string program = folder + "/mpirun";
+    if (::access(program.c_str(), X_OK) == 0) return {"mpirun", true, program, ""};
+  }
+  return {"mpirun", true,
+          "not here; a worker needs it for jobs of several ranks: apt-get install openmpi-bin", ""};
+}
+
 absl::StatusOr<int> Doctor(Context& context, const NoFlags&) {
   std::vector<Finding> findings;
   CoordinatorAddress address;
@@ -114,6 +130,7 @@ absl::StatusOr<int> Doctor(Context& context, const NoFlags&) {
   for (const char* name : {"lemo-coordinator", "lemo-worker", "lemo-train"}) {
     findings.push_back(CheckProgram(name));
   }
+  findings.push_back(CheckMpirun());
   findings.push_back(CheckDisk());
 
   bool good = true;

@@ -1,5 +1,6 @@
 #include "cli/local_inputs.h"
 
+#include <algorithm>
 #include <cctype>
 #include <filesystem>
 #include <map>
@@ -8,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "cli/format.h"
 #include "cli/upload.h"
 #include "common/message_json.h"
@@ -116,6 +118,9 @@ absl::StatusOr<lemo::v1::Model> RegisterModel(const Connection& connection, cons
     lemo::v1::Model model;
     const absl::Status added = connection.Call(
         absl::StrCat("register the model ", path), [&](grpc::ClientContext* context) {
+          // All of its files are read.
+          context->set_deadline(
+              absl::ToChronoTime(absl::Now() + std::max(connection.timeout(), absl::Hours(1))));
           return connection.models().AddModel(context, request, &model);
         });
     if (added.ok()) return model;

@@ -1,9 +1,11 @@
 // lemo model add|list|rm.
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "cli/commands.h"
 #include "cli/errors.h"
 #include "cli/format.h"
@@ -45,6 +47,9 @@ absl::StatusOr<int> Add(Context& context, const AddFlags& flags) {
   request.set_path(error ? flags.path : path.string());
   lemo::v1::ListModelsResponse models;
   LEMO_RETURN_IF_ERROR(connection->Call("add " + name, [&](grpc::ClientContext* rpc) {
+    // All of its files are read.
+    rpc->set_deadline(
+        absl::ToChronoTime(absl::Now() + std::max(connection->timeout(), absl::Hours(1))));
     return connection->models().AddModel(rpc, request, models.add_models());
   }));
   PrintModels(context, models);

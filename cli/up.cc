@@ -87,11 +87,12 @@ class Service {
     // An address that an earlier coordinator left is not this one's.
     std::error_code error;
     fs::remove(directory_ / "coordinator/address", error);
-    LEMO_ASSIGN_OR_RETURN(Child coordinator, Child::Start(coordinator_program,
-                                                          {"--listen", flags.listen, "--dir",
-                                                           (directory_ / "coordinator").string(),
-                                                           "--train", train.string()},
-                                                          Log("coordinator")));
+    LEMO_ASSIGN_OR_RETURN(
+        Child coordinator,
+        Child::Start(coordinator_program,
+                     {"--listen", flags.listen, "--dir", (directory_ / "coordinator").string(),
+                      "--metrics-listen", "127.0.0.1:0", "--train", train.string()},
+                     Log("coordinator")));
     const absl::StatusOr<std::string> address = AwaitCoordinator(coordinator);
     if (!address.ok()) {
       coordinator.Signal(SIGTERM);
@@ -99,9 +100,14 @@ class Service {
       return address.status();
     }
 
-    std::vector<std::string> worker_args = {"--coordinator", *address,
-                                            "--dir",         (directory_ / "worker").string(),
-                                            "--train",       train.string()};
+    std::vector<std::string> worker_args = {"--coordinator",
+                                            *address,
+                                            "--dir",
+                                            (directory_ / "worker").string(),
+                                            "--train",
+                                            train.string(),
+                                            "--metrics-listen",
+                                            "127.0.0.1:0"};
     for (const std::string& root : ModelRoots(flags)) {
       worker_args.insert(worker_args.end(), {"--model-root", root});
     }

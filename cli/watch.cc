@@ -92,6 +92,8 @@ class Watch {
           return End::kBroken;
         case StreamEvent::kEnd:
           status_ = stream.status();
+          // The events of a job that ended long ago are dropped; what it became is not.
+          if (status_.error_code() == grpc::StatusCode::OUT_OF_RANGE) status_ = grpc::Status::OK;
           if (!status_.ok() && !IsTransient(status_.error_code())) {
             return RpcError("watch " + job_.name(), connection_.address(), status_);
           }

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cctype>
 #include <limits>
+#include <sstream>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "yaml-cpp/eventhandler.h"
 #include "yaml-cpp/yaml.h"
 
 namespace lemo::cli {
@@ -15,6 +17,10 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 constexpr int kMaxNodes = 100'000;
+// Readers look for the colon behind a key no further than 1024 characters.
+constexpr size_t kLongKey = 1000;
+// yaml-cpp turns \N and \_ into bytes of Latin-1.
+constexpr char kBadEscape[] = "not UTF-8 behind an escape; write \\u and four digits";
 constexpr char kStringTag[] = "tag:yaml.org,2002:str";
 
 bool IsDigits(const std::string& text, size_t from) {
@@ -46,6 +52,15 @@ bool IsFloat(const std::string& text) {
     if (digits() == 0) return false;
   }
   return at == text.size();
+}
+
+bool IsUtf8(const std::string& text) {
+  try {
+    nlohmann::json(text).dump();
+    return true;
+  } catch (const nlohmann::json::type_error&) {
+    return false;
+  }
 }
 
 // A plain scalar by the core schema.
@@ -92,6 +107,7 @@ class Converter {
       case YAML::NodeType::Null:
         return true;
       case YAML::NodeType::Scalar:
+        if (!IsUtf8(node.Scalar())) return Fail(line, kBadEscape);
         out->scalar = tag == "?" ? PlainScalar(node.Scalar()) : nlohmann::json(node.Scalar());
         return true;
       case YAML::NodeType::Sequence:
@@ -108,6 +124,7 @@ class Converter {
         for (const auto& member : node) {
           const int64_t key_line = LineOf(member.first, line);
           if (!member.first.IsScalar()) return Fail(key_line, "a key is not a plain word");
+          if (!IsUtf8(member.first.Scalar())) return Fail(key_line, kBadEscape);
           out->children.emplace_back();
           out->children.back().key = member.first.Scalar();
           if (!Convert(member.second, key_line, depth + 1, &out->children.back())) return false;
@@ -132,14 +149,32 @@ class Converter {
   int nodes_ = 0;
 };
 
-bool IsUtf8(const std::string& text) {
-  try {
-    nlohmann::json(text).dump();
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
+// Where documents begin. YAML::LoadAll would tell too, but finds documents without end in `{}, x`.
+class DocumentCounter : public YAML::EventHandler {
+ public:
+  int count() const { return count_; }
+  int64_t last_line() const { return last_line_; }
+
+  void OnDocumentStart(const YAML::Mark& mark) override {
+    ++count_;
+    last_line_ = mark.line + 1;
   }
-}
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+
+ private:
+  int count_ = 0;
+  int64_t last_line_ = 1;
+};
 
 // Whether `text` may stand without quotes and still be a string to every reader, YAML 1.1's too.
 bool IsPlainWord(const std::string& text) {
@@ -182,7 +217,12 @@ void WriteYaml(const nlohmann::ordered_json& json, int indent, bool after_dash, 
   if (json.is_object()) {
     for (const auto& [key, value] : json.items()) {
       start();
-      absl::StrAppend(out, ScalarToYaml(key), ":");
+      const std::string name = ScalarToYaml(key);
+      if (name.size() < kLongKey) {
+        absl::StrAppend(out, name, ":");
+      } else {
+        absl::StrAppend(out, "? ", name, "\n", margin, ":");
+      }
       if (is_nested(value)) {
         *out += '\n';
         WriteYaml(value, indent + 2, false, out);
@@ -211,23 +251,37 @@ std::optional<LocatedJson> ParseYaml(const std::string& text, JsonFault* fault) 
     converter.Fail(1, "not valid YAML: not UTF-8");
     return std::nullopt;
   }
+  // YAML has none, and yaml-cpp takes NUL for an escape.
+  const auto control = std::find_if(text.begin(), text.end(), [](unsigned char c) {
+    return c < 0x20 && c != '\t' && c != '\n' && c != '\r';
+  });
+  if (control != text.end()) {
+    converter.Fail(1 + std::count(text.begin(), control, '\n'),
+                   "not valid YAML: a control character");
+    return std::nullopt;
+  }
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    if (documents.size() > 1) {
-      converter.Fail(documents[1].Mark().line + 1, "a second document; only one is read");
+    std::istringstream stream(text);
+    YAML::Parser parser(stream);
+    DocumentCounter documents;
+    while (documents.count() < 2 && parser.HandleNextDocument(documents)) {
+    }
+    if (documents.count() > 1) {
+      converter.Fail(documents.last_line(), "a second document; only one is read");
       return std::nullopt;
     }
     LocatedJson root;
     root.line = 1;
-    if (documents.empty()) return root;
+    if (documents.count() == 0) return root;
+    const YAML::Node document = YAML::Load(text);
     // A document of comments alone has no place of its own.
-    if (!converter.Convert(documents[0], std::max(documents[0].Mark().line + 1, 1), 1, &root)) {
+    if (!converter.Convert(document, std::max(document.Mark().line + 1, 1), 1, &root)) {
       return std::nullopt;
     }
     return root;
   } catch (const YAML::Exception& error) {
     converter.Fail(error.mark.is_null() ? 1 : error.mark.line + 1,
-                   absl::StrCat("not valid YAML: ", error.msg));
+                   absl::StrCat("not valid YAML: ", ReplaceInvalidUtf8(error.msg)));
     return std::nullopt;
   }
 }

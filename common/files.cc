@@ -40,6 +40,13 @@ absl::Status ErrnoStatus(int error, std::string_view action, const std::filesyst
   }
 }
 
+bool SaysDiskIsFull(std::string_view message) {
+  for (const int error : {ENOSPC, EDQUOT, EFBIG}) {
+    if (message.find(std::strerror(error)) != std::string_view::npos) return true;
+  }
+  return false;
+}
+
 absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path, int64_t max_bytes) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return ErrnoStatus(errno, "open", path);
@@ -126,6 +133,23 @@ absl::StatusOr<std::string> Sha256HexOfFile(const std::filesystem::path& path) {
   absl::StatusOr<MappedFile> file = MappedFile::Open(path);
   if (!file.ok()) return file.status();
   return Sha256Hex(file->bytes());
+}
+
+absl::StatusOr<std::string> Sha256HexOfFile(const std::filesystem::path& path,
+                                            const std::function<bool()>& go_on) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus(errno, "open", path);
+  absl::Cleanup close = [fd] { ::close(fd); };
+  DigestContext context = StartSha256();
+  std::vector<char> buffer(1 << 20);
+  for (;;) {
+    if (!go_on()) return absl::CancelledError(absl::StrCat("stopped reading ", path.string()));
+    const ssize_t got = ::read(fd, buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrnoStatus(errno, "read", path);
+    if (got == 0) return FinishHex(context.get());
+    EVP_DigestUpdate(context.get(), buffer.data(), static_cast<size_t>(got));
+  }
 }
 
 absl::StatusOr<MappedFile> MappedFile::Open(const std::filesystem::path& path) {

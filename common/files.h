@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -16,6 +17,9 @@ namespace lemo {
 
 // A status for the value of errno after `action` on `path` failed.
 absl::Status ErrnoStatus(int error, std::string_view action, const std::filesystem::path& path);
+// Whether such a status says that the disk is full (or a quota used up, or a file too large), by
+// its message, which may have come from another process and be within a longer one.
+bool SaysDiskIsFull(std::string_view message);
 
 // The whole file. `max_bytes` bounds what is read: larger files are InvalidArgument.
 absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path,
@@ -34,6 +38,10 @@ absl::Status MakeDirectories(const std::filesystem::path& path);
 // SHA-256 as 64 lower-case hex digits.
 std::string Sha256Hex(std::string_view data);
 absl::StatusOr<std::string> Sha256HexOfFile(const std::filesystem::path& path);
+// The same for files that take long: `go_on` is asked before every mebibyte; Cancelled when it says
+// no.
+absl::StatusOr<std::string> Sha256HexOfFile(const std::filesystem::path& path,
+                                            const std::function<bool()>& go_on);
 
 // A read-only memory mapping. Movable; the view lives as long as the object.
 class MappedFile {

@@ -67,7 +67,8 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
     if (reason.substr(0, 11) == "parse error") {
       if (const size_t end = reason.find(": "); end != reason.npos) reason.remove_prefix(end + 2);
     }
-    fault_ = {Line(), absl::StrCat("not valid JSON: ", std::string(reason))};
+    // It quotes the text.
+    fault_ = {Line(), absl::StrCat("not valid JSON: ", ReplaceInvalidUtf8(std::string(reason)))};
     return false;
   }
 
@@ -131,6 +132,12 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
 };
 
 }  // namespace
+
+std::string ReplaceInvalidUtf8(const std::string& text) {
+  const std::string json =
+      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return nlohmann::json::parse(json).get<std::string>();
+}
 
 std::optional<LocatedJson> ParseLocatedJson(std::string_view text, JsonFault* fault) {
   const char* begin = text.data();

@@ -49,9 +49,9 @@ int CountOfOneKind(const Worker& worker, const Request& request, Fits fits) {
 }
 
 bool CouldRun(const Worker& worker, const Request& request) {
-  return HasModel(worker, request) && CountOfOneKind(worker, request, [&](const Device& device) {
-                                        return HasMemory(device, request);
-                                      }) >= request.ranks;
+  return CountOfOneKind(worker, request, [&](const Device& device) {
+           return HasMemory(device, request);
+         }) >= request.ranks;
 }
 
 class Cycle {
@@ -65,12 +65,12 @@ class Cycle {
     }
   }
 
-  // 1. The tightest worker that can take the whole gang now. 2. Else, if an idle cluster could take
-  // it: it waits, and keeps what it could use from later jobs. 3. Else: what is missing.
-  // Long queues are mostly of few kinds of jobs. Once one waits, so do its equals behind it, for
-  // the same reason: what it could use is busy or kept.
+  // 1. Of the workers that can take the whole gang now, those that have its model before others,
+  // the tightest. 2. Else, if an idle cluster could take it: it waits, and keeps what it could use
+  // from later jobs. 3. Else: what is missing. Long queues are mostly of few kinds of jobs. Once
+  // one waits, so do its equals behind it, for the same reason: what it could use is busy or kept.
   void Decide(const Request& request, Decisions& decisions) {
-    const Demand demand = {request.ranks, request.kind, request.memory_bytes, request.model_path};
+    const Demand demand = {request.ranks, request.kind, request.memory_bytes};
     if (auto equal = waiting_.find(demand); equal != waiting_.end()) {
       decisions.waiting.push_back({request.job, equal->second.reason, equal->second.text});
       return;
@@ -78,6 +78,7 @@ class Cycle {
     std::vector<size_t> places;  // devices of the worker at best
     size_t best = snapshot_.workers.size();
     size_t best_free = 0;
+    bool best_has_model = false;
     bool could_run = false;
     bool free_but_reserved = false;
     int most_free = 0;
@@ -92,9 +93,12 @@ class Cycle {
         if (Enough(free.size() + reserved, request)) free_but_reserved = true;
         most_free = std::max(most_free, static_cast<int>(free.size() + reserved));
         if (!Enough(free.size(), request)) continue;
-        if (places.empty() || free.size() < best_free) {
+        const bool has_model = HasModel(worker, request);
+        if (places.empty() || (has_model && !best_has_model) ||
+            (has_model == best_has_model && free.size() < best_free)) {
           best = w;
           best_free = free.size();
+          best_has_model = has_model;
           places = std::move(free);
         }
         break;  // a worker that has both gives its CUDA devices first
@@ -111,7 +115,7 @@ class Cycle {
   }
 
  private:
-  using Demand = std::tuple<int, std::optional<DeviceKind>, int64_t, std::string>;
+  using Demand = std::tuple<int, std::optional<DeviceKind>, int64_t>;
 
   static bool Enough(size_t count, const Request& request) {
     return count >= static_cast<size_t>(request.ranks);
@@ -205,17 +209,12 @@ class Cycle {
       return {request.job, WaitReason::kNoSuchDevice,
               absl::StrCat("needs ", Wanted(request), " on one worker; the largest has ", most)};
     }
-    if (most_memory < request.ranks) {
-      constexpr double kGiB = 1 << 30;
-      return {
-          request.job, WaitReason::kMemoryTooSmall,
-          absl::StrFormat("needs %s with %.1f GiB each on one worker; %d of that size %s there, "
-                          "the largest device has %.1f GiB",
-                          Wanted(request), request.memory_bytes / kGiB, most_memory,
-                          most_memory == 1 ? "is" : "are", largest_bytes / kGiB)};
-    }
-    return {request.job, WaitReason::kModelMissing,
-            absl::StrCat("no worker with fitting devices has the model ", request.model_path)};
+    constexpr double kGiB = 1 << 30;
+    return {request.job, WaitReason::kMemoryTooSmall,
+            absl::StrFormat("needs %s with %.1f GiB each on one worker; %d of that size %s there, "
+                            "the largest device has %.1f GiB",
+                            Wanted(request), request.memory_bytes / kGiB, most_memory,
+                            most_memory == 1 ? "is" : "are", largest_bytes / kGiB)};
   }
 
   const Snapshot& snapshot_;

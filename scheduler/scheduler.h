@@ -24,7 +24,7 @@ struct Worker {
   std::string id;
   bool accepts_jobs = true;  // connected, neither cordoned nor draining
   std::vector<Device> devices;
-  std::vector<std::string> model_paths;
+  std::vector<std::string> model_paths;  // that it has without fetching
 };
 
 // One waiting job. A gang: all of its ranks are placed at once, or none.
@@ -33,7 +33,7 @@ struct Request {
   int ranks = 1;                   // at least 1
   std::optional<DeviceKind> kind;  // nullopt: any, but all ranks on the same kind
   int64_t memory_bytes = 0;        // of a rank on its device; 0: not known, fits everywhere
-  std::string model_path;          // empty: every worker has it
+  std::string model_path;          // workers that have it come first; empty: no matter
 };
 
 struct Snapshot {
@@ -52,7 +52,6 @@ enum class WaitReason {
   kWorkersCordoned,  // those that would fit take no new jobs
   kNoSuchDevice,     // of the wanted kind, or so many on one worker
   kMemoryTooSmall,
-  kModelMissing,
   kDevicesBusy,
   kBehindOthers,  // would fit, but an earlier job waits for those devices
 };

@@ -2,6 +2,9 @@
 //
 // Every error has an ErrorInfo of domain `lemo`; its reason is stable: INVALID_ARGUMENT, JOB_STATE,
 // ...
+//
+// An error travels in headers, of which clients take 8 KiB: long texts and lists of faults are cut,
+// and say so.
 #pragma once
 
 #include <grpcpp/support/status.h>
@@ -17,8 +20,10 @@ namespace lemo::coordinator {
 // The code and message of `status`. RESOURCE_EXHAUSTED and UNAVAILABLE carry a RetryInfo.
 grpc::Status ToGrpc(const absl::Status& status);
 
-// INVALID_ARGUMENT with a BadRequest: one field violation a fault, the whole number in the message.
-grpc::Status InvalidArgument(const Violations& violations);
+// INVALID_ARGUMENT with a BadRequest: one field violation a fault. `message` has a fault a line and
+// the number of those that are left out in its last one, as that of Violations, which is the
+// default.
+grpc::Status InvalidArgument(const Violations& violations, std::string message = "");
 
 // FAILED_PRECONDITION with a PreconditionFailure of one violation.
 grpc::Status PreconditionFailed(const std::string& type, const std::string& subject,

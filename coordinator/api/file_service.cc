@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/violations.h"
 #include "coordinator/api/content_stream.h"
@@ -42,7 +43,8 @@ grpc::Status FileServiceImpl::UploadFile(grpc::ServerContext*,
   if (!reader->Read(&request) || !request.has_start()) {
     return ToGrpc(absl::InvalidArgumentError("the first message must have `start`"));
   }
-  const lemo::v1::UploadStart start = request.start();
+  lemo::v1::UploadStart start = request.start();
+  start.set_sha256(absl::AsciiStrToLower(start.sha256()));
   if (const Violations violations = CheckStart(start); !violations.empty()) {
     return InvalidArgument(violations);
   }
@@ -56,7 +58,12 @@ grpc::Status FileServiceImpl::UploadFile(grpc::ServerContext*,
     *file = **finished;
     return grpc::Status::OK;
   }
-  if (!artifacts_->Has(start.sha256())) {
+  if (const absl::StatusOr<int64_t> bytes = artifacts_->Size(start.sha256()); bytes.ok()) {
+    if (*bytes != start.bytes()) {
+      return ToGrpc(absl::InvalidArgumentError(
+          absl::StrCat("start.bytes: content of that SHA-256 has ", *bytes, " bytes")));
+    }
+  } else {
     const auto upload = artifacts_->BeginUpload(start.upload_id(), start.bytes(), start.sha256());
     if (!upload.ok()) return ToGrpc(upload.status());
     while (reader->Read(&request)) {
@@ -74,13 +81,8 @@ grpc::Status FileServiceImpl::UploadFile(grpc::ServerContext*,
   file->set_bytes(start.bytes());
   file->set_sha256(start.sha256());
   *file->mutable_create_time() = google::protobuf::util::TimeUtil::GetCurrentTime();
-  // A file of the same content may have been deleted, and the content with it, since it was looked
-  // for.
-  const std::lock_guard lock(content_mutex_);
-  if (!artifacts_->Has(start.sha256())) {
-    return ToGrpc(absl::AbortedError("the content was deleted meanwhile; upload it again"));
-  }
-  return ToGrpc(store_->CreateFile(*file, start.upload_id()));
+  return ToGrpc(
+      janitor_->Name(start.sha256(), [&] { return store_->CreateFile(*file, start.upload_id()); }));
 }
 
 grpc::Status FileServiceImpl::GetUpload(grpc::ServerContext*,
@@ -133,12 +135,10 @@ grpc::Status FileServiceImpl::DeleteFile(grpc::ServerContext*,
     return PreconditionFailed("IN_USE", request->name(),
                               request->name() + " is named by a job that has not ended");
   }
-  const std::lock_guard lock(content_mutex_);
   if (absl::Status deleted = store_->DeleteFile(request->name()); !deleted.ok())
     return ToGrpc(deleted);
-  const absl::StatusOr<bool> shared = store_->HasContent(file->sha256());
-  if (!shared.ok()) return ToGrpc(shared.status());
-  return *shared ? grpc::Status::OK : ToGrpc(artifacts_->Remove(file->sha256()));
+  janitor_->DropArtifacts({file->sha256()});
+  return grpc::Status::OK;
 }
 
 grpc::Status FileServiceImpl::DownloadFile(grpc::ServerContext*,

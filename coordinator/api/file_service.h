@@ -1,10 +1,9 @@
 // FileService: uploads that can be gone on with, over content-addressed artifacts.
 #pragma once
 
-#include <mutex>
-
 #include "coordinator/artifacts/artifacts.h"
 #include "coordinator/runtime/cluster.h"
+#include "coordinator/runtime/janitor.h"
 #include "coordinator/store/store.h"
 #include "lemo/v1/file_service.grpc.pb.h"
 
@@ -13,8 +12,8 @@ namespace lemo::coordinator {
 // Everything outlives the service.
 class FileServiceImpl final : public lemo::v1::FileService::Service {
  public:
-  FileServiceImpl(Store* store, ArtifactStore* artifacts, Cluster* cluster)
-      : store_(store), artifacts_(artifacts), cluster_(cluster) {}
+  FileServiceImpl(Store* store, ArtifactStore* artifacts, Cluster* cluster, Janitor* janitor)
+      : store_(store), artifacts_(artifacts), cluster_(cluster), janitor_(janitor) {}
 
   grpc::Status UploadFile(grpc::ServerContext*, grpc::ServerReader<lemo::v1::UploadFileRequest>*,
                           lemo::v1::File*) override;
@@ -33,7 +32,7 @@ class FileServiceImpl final : public lemo::v1::FileService::Service {
   Store* const store_;
   ArtifactStore* const artifacts_;
   Cluster* const cluster_;
-  std::mutex content_mutex_;  // files come and go together with their content
+  Janitor* const janitor_;
 };
 
 }  // namespace lemo::coordinator

@@ -22,7 +22,7 @@ absl::Status CheckFiles(const google::protobuf::RepeatedPtrField<lemo::v1::DataF
     if (!CheckName("files", name, path).ok()) {
       violations->Add(path,
                       absl::StrCat("expected the name of an uploaded file, files/{id}, got \"",
-                                   name.substr(0, 80), "\""));
+                                   Shortened(name), "\""));
       continue;
     }
     const absl::StatusOr<lemo::v1::File> file = store->GetFile(name);
@@ -60,7 +60,7 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   }
   for (const auto& [key, value] : spec.labels()) {
     if (key.empty() || key.size() > kLabelKeyLimit || value.size() > kLabelValueLimit) {
-      violations->Add(absl::StrCat("labels[\"", key.substr(0, kLabelKeyLimit), "\"]"),
+      violations->Add(absl::StrCat("labels[\"", Shortened(key), "\"]"),
                       absl::StrCat("keys have 1 to ", kLabelKeyLimit,
                                    " characters, values at most ", kLabelValueLimit));
     }
@@ -73,7 +73,7 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   const std::string& device = resources.device();
   if (resources.has_device() && device != "any" && device != "cpu" && device != "cuda") {
     violations->Add("resources.device",
-                    absl::StrCat("expected any, cpu or cuda, got \"", device.substr(0, 80), "\""));
+                    absl::StrCat("expected any, cpu or cuda, got \"", Shortened(device), "\""));
   }
   CheckPositive(resources.has_memory_bytes(), static_cast<double>(resources.memory_bytes()),
                 "resources.memory_bytes", violations);
@@ -83,6 +83,9 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   }
   CheckPositive(spec.restart().has_backoff_seconds(), spec.restart().backoff_seconds(),
                 "restart.backoff_seconds", violations);
+  if (spec.restart().shared_checkpoint_bytes() < 0) {
+    violations->Add("restart.shared_checkpoint_bytes", "must not be below 0");
+  }
   const lemo::v1::LimitSpec& limits = spec.limits();
   CheckPositive(limits.has_run_seconds(), limits.run_seconds(), "limits.run_seconds", violations);
   CheckPositive(limits.has_disk_bytes(), static_cast<double>(limits.disk_bytes()),
@@ -109,9 +112,9 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
 
   const std::string& model = run.model().path();
   if (!CheckName("models", model, "run.model.path").ok()) {
-    violations->Add("run.model.path",
-                    absl::StrCat("expected the name of a model, models/{id}, got \"",
-                                 model.substr(0, 80), "\""));
+    violations->Add(
+        "run.model.path",
+        absl::StrCat("expected the name of a model, models/{id}, got \"", Shortened(model), "\""));
     return absl::OkStatus();
   }
   const absl::StatusOr<lemo::v1::Model> found = store->GetModel(model);
@@ -121,8 +124,16 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
     return absl::OkStatus();
   }
   LEMO_RETURN_IF_ERROR(found.status());
+  if (found->files().empty()) {
+    violations->Add("run.model.path",
+                    absl::StrCat(model,
+                                 " was added by an older version, which kept no checksums of "
+                                 "its files; add it again: `lemo model add ",
+                                 model.substr(model.find('/') + 1), " ", found->path(), "`"));
+  }
   record->model_path = found->path();
   record->model_fingerprint = found->fingerprint();
+  record->model_files.assign(found->files().begin(), found->files().end());
   return absl::OkStatus();
 }
 

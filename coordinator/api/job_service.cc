@@ -44,7 +44,7 @@ grpc::Status FromVerdict(const lemo::v1::Failure& failure) {
     violations.Add(violation.field(), one.ToString());
   }
   if (violations.empty()) violations.Add("run", failure.message());
-  return InvalidArgument(violations);
+  return InvalidArgument(violations, failure.message());
 }
 
 }  // namespace
@@ -176,6 +176,11 @@ grpc::Status JobServiceImpl::ReadLogs(grpc::ServerContext* context,
         logs_->Read(request->name(), chunk.attempt(), chunk.rank(), offset);
     if (!data.ok()) return ToGrpc(data.status());
     if (data->empty()) {
+      const absl::Time end = absl::FromUnixSeconds(job->end_time().seconds());
+      if (offset == request->offset() && HasEnded(job->state()) && end + keep_logs_ < absl::Now()) {
+        return ToGrpc(absl::OutOfRangeError(
+            request->name() + " ended long ago and its logs were dropped; the job itself is kept"));
+      }
       if (!request->follow() || HasEnded(job->state())) return grpc::Status::OK;
       if (request->attempt() == 0 && job->attempt() != chunk.attempt()) {
         chunk.set_attempt(job->attempt());
@@ -224,14 +229,18 @@ grpc::Status JobServiceImpl::DownloadArtifact(grpc::ServerContext*,
     return ToGrpc(valid);
   const absl::StatusOr<lemo::v1::Job> job = store_->GetJob(request->name());
   if (!job.ok()) return ToGrpc(job.status());
-  const auto found = std::find_if(
-      job->artifacts().begin(), job->artifacts().end(),
-      [request](const lemo::v1::Artifact& artifact) { return artifact.path() == request->path(); });
-  if (found == job->artifacts().end()) {
-    return ToGrpc(absl::NotFoundError(absl::StrCat(request->name(), " has no artifact \"",
-                                                   request->path().substr(0, 200), "\"")));
+  for (const lemo::v1::Artifact& artifact : job->artifacts()) {
+    if (artifact.path() == request->path()) {
+      return SendContent(artifacts_, artifact.sha256(), request->offset(), writer);
+    }
   }
-  return SendContent(artifacts_, found->sha256(), request->offset(), writer);
+  for (const lemo::v1::Artifact& file : job->checkpoint().files()) {
+    if (std::string(kCheckpointPrefix) + file.path() == request->path()) {
+      return SendContent(checkpoints_, file.sha256(), request->offset(), writer);
+    }
+  }
+  return ToGrpc(absl::NotFoundError(
+      absl::StrCat(request->name(), " has no artifact \"", Shortened(request->path(), 200), "\"")));
 }
 
 }  // namespace lemo::coordinator

@@ -16,14 +16,17 @@ namespace lemo::coordinator {
 class JobServiceImpl final
     : public lemo::v1::JobService::WithCallbackMethod_WatchJob<lemo::v1::JobService::Service> {
  public:
-  JobServiceImpl(Cluster* cluster, Store* store, ArtifactStore* artifacts, WatchHub* hub,
-                 Validator* validator, const LogFiles* logs)
+  JobServiceImpl(Cluster* cluster, Store* store, ArtifactStore* artifacts,
+                 ArtifactStore* checkpoints, WatchHub* hub, Validator* validator,
+                 const LogFiles* logs, absl::Duration keep_logs = absl::InfiniteDuration())
       : cluster_(cluster),
         store_(store),
         artifacts_(artifacts),
+        checkpoints_(checkpoints),
         hub_(hub),
         validator_(validator),
-        logs_(logs) {}
+        logs_(logs),
+        keep_logs_(keep_logs) {}
 
   grpc::Status SubmitJob(grpc::ServerContext*, const lemo::v1::SubmitJobRequest*,
                          lemo::v1::Job*) override;
@@ -53,9 +56,11 @@ class JobServiceImpl final
   Cluster* const cluster_;
   Store* const store_;
   ArtifactStore* const artifacts_;
+  ArtifactStore* const checkpoints_;
   WatchHub* const hub_;
   Validator* const validator_;
   const LogFiles* const logs_;
+  const absl::Duration keep_logs_;
 };
 
 }  // namespace lemo::coordinator

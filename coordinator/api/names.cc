@@ -29,6 +29,12 @@ bool IsId(std::string_view id) {
          });
 }
 
+std::string Shortened(const std::string& text, size_t most) {
+  if (text.size() <= most) return text;
+  while (most > 0 && (static_cast<unsigned char>(text[most]) & 0xC0) == 0x80) --most;
+  return text.substr(0, most);
+}
+
 absl::Status CheckName(std::string_view collection, const std::string& name,
                        const std::string& field) {
   const std::string prefix = std::string(collection) + "/";
@@ -37,7 +43,7 @@ absl::Status CheckName(std::string_view collection, const std::string& name,
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(
-      absl::StrCat(field, ": expected ", prefix, "{id}, got \"", name.substr(0, 80), "\""));
+      absl::StrCat(field, ": expected ", prefix, "{id}, got \"", Shortened(name), "\""));
 }
 
 }  // namespace lemo::coordinator

@@ -8,6 +8,9 @@
 
 namespace lemo::coordinator {
 
+// What the paths of a job's checkpoint begin with, among those of its artifacts.
+inline constexpr std::string_view kCheckpointPrefix = "checkpoint/";
+
 // A fresh id: 16 letters and digits from the system's random source, the first a letter.
 std::string NewId();
 
@@ -16,5 +19,9 @@ std::string NewId();
 absl::Status CheckName(std::string_view collection, const std::string& name,
                        const std::string& field);
 bool IsId(std::string_view id);
+
+// What a message quotes of what somebody sent: at most so many bytes, and whole characters, since
+// half a character cannot be sent back.
+std::string Shortened(const std::string& text, size_t most = 80);
 
 }  // namespace lemo::coordinator

@@ -10,8 +10,9 @@ namespace lemo::coordinator {
 // Everything outlives the service. One thread of gRPC's an agent reads, and one of ours writes.
 class WorkerServiceImpl final : public lemo::v1::WorkerService::Service {
  public:
-  WorkerServiceImpl(Cluster* cluster, ArtifactStore* artifacts)
-      : cluster_(cluster), artifacts_(artifacts) {}
+  // `checkpoints` holds those of running jobs, apart from what is kept for good.
+  WorkerServiceImpl(Cluster* cluster, ArtifactStore* artifacts, ArtifactStore* checkpoints)
+      : cluster_(cluster), artifacts_(artifacts), checkpoints_(checkpoints) {}
 
   using AgentStream =
       grpc::ServerReaderWriter<lemo::v1::CoordinatorMessage, lemo::v1::AgentMessage>;
@@ -21,8 +22,15 @@ class WorkerServiceImpl final : public lemo::v1::WorkerService::Service {
                               lemo::v1::Artifact*) override;
 
  private:
+  // An attempt that succeeded has uploaded its files; a message that says so without them becomes
+  // one that tells of a fault, for which the job is restarted.
+  void CheckResult(lemo::v1::AttemptEnded* ended) const;
+  // Whether every file of it was uploaded.
+  bool IsWhole(const lemo::v1::JobCheckpoint& checkpoint) const;
+
   Cluster* const cluster_;
   ArtifactStore* const artifacts_;
+  ArtifactStore* const checkpoints_;
 };
 
 }  // namespace lemo::coordinator

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 namespace lemo::coordinator {
 
@@ -52,6 +53,17 @@ class ArtifactStore {
   // For children on this host that read a file by path (validation). Do not write to it.
   virtual absl::StatusOr<std::string> LocalPath(const std::string& sha256) = 0;
   virtual absl::Status Remove(const std::string& sha256) = 0;
+
+  virtual absl::StatusOr<int64_t> Size(const std::string& sha256) const = 0;  // NOT_FOUND
+  // As Has, and the content is then as young as new content is.
+  virtual bool Refresh(const std::string& sha256) = 0;
+  // Calls `visit` for all content that is older than `before`; stops at its first error.
+  virtual absl::Status VisitOld(
+      absl::Time before, const std::function<absl::Status(const std::string& sha256)>& visit) = 0;
+  // Removes the content if it is older than `before`. Whether it did.
+  virtual bool RemoveIfOld(const std::string& sha256, absl::Time before) = 0;
+  // Removes uploads that have no writer and had none since `before`. Answers how many.
+  virtual absl::StatusOr<int64_t> RemoveOldUploads(absl::Time before) = 0;
 };
 
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenLocalArtifactStore(const std::string& directory);

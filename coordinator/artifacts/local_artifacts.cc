@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <filesystem>
 #include <utility>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 #include "coordinator/artifacts/artifacts.h"
@@ -26,7 +26,19 @@ namespace fs = std::filesystem;
 constexpr size_t kPieceBytes = size_t{1} << 20;
 
 // An upload that nobody went on with for so long is given up.
-constexpr std::chrono::hours kUploadAgeMax{7 * 24};
+constexpr absl::Duration kUploadAgeMax = absl::Hours(24);
+
+// InfiniteFuture when there is no such file.
+absl::Time TimeOf(const fs::path& path) {
+  struct stat info;
+  if (::lstat(path.c_str(), &info) != 0) return absl::InfiniteFuture();
+  return absl::TimeFromTimespec(info.st_mtim);
+}
+
+absl::Status ErrorStatus(const std::error_code& error, const std::string& action,
+                         const fs::path& path) {
+  return error ? DiskStatus(error.value(), action, path) : absl::OkStatus();
+}
 
 // All names are checksums that were checked for being one, so no name leads out of the directory.
 class LocalArtifactStore : public ArtifactStore {
@@ -57,7 +69,8 @@ class LocalArtifactStore : public ArtifactStore {
   bool Has(const std::string& sha256) const override {
     const std::string name = NormalizedSha256(sha256);
     std::error_code error;
-    return !name.empty() && fs::is_regular_file(ContentOf(name), error);
+    // A link is nothing of ours, wherever it leads.
+    return !name.empty() && fs::is_regular_file(fs::symlink_status(ContentOf(name), error));
   }
 
   absl::Status Read(
@@ -104,25 +117,60 @@ class LocalArtifactStore : public ArtifactStore {
     return absl::OkStatus();
   }
 
+  absl::StatusOr<int64_t> Size(const std::string& sha256) const override {
+    LEMO_ASSIGN_OR_RETURN(const fs::path path, Find(sha256));
+    struct stat info;
+    if (::stat(path.c_str(), &info) != 0) return DiskStatus(errno, "look at", path);
+    return info.st_size;
+  }
+
+  bool Refresh(const std::string& sha256) override {
+    return Has(sha256) && ::utimensat(AT_FDCWD, ContentOf(NormalizedSha256(sha256)).c_str(),
+                                      nullptr, AT_SYMLINK_NOFOLLOW) == 0;
+  }
+
+  absl::Status VisitOld(
+      absl::Time before,
+      const std::function<absl::Status(const std::string& sha256)>& visit) override {
+    std::error_code error;
+    fs::recursive_directory_iterator entry(root_ / "sha256", error), end;
+    for (; !error && entry != end; entry.increment(error)) {
+      const std::string sha256 = entry->path().filename().string();
+      if (NormalizedSha256(sha256) != sha256 || TimeOf(entry->path()) >= before) continue;
+      LEMO_RETURN_IF_ERROR(visit(sha256));
+    }
+    return ErrorStatus(error, "read", root_ / "sha256");
+  }
+
+  bool RemoveIfOld(const std::string& sha256, absl::Time before) override {
+    return Has(sha256) && TimeOf(ContentOf(NormalizedSha256(sha256))) < before &&
+           Remove(sha256).ok();
+  }
+
+  absl::StatusOr<int64_t> RemoveOldUploads(absl::Time before) override {
+    int64_t removed = 0;
+    std::error_code error;
+    fs::directory_iterator entry(root_ / "incoming", error), end;
+    for (; !error && entry != end; entry.increment(error)) {
+      const fs::path& path = entry->path();
+      if (!absl::EndsWith(path.string(), ".upload")) {
+        if (TimeOf(path) < before && RemoveUpload(path)) ++removed;
+        continue;
+      }
+      // Without its part, which is there first, an announcement is of no use.
+      const fs::path part = path.string().substr(0, path.string().size() - 7);
+      if (TimeOf(part) == absl::InfiniteFuture() && TimeOf(path) < before) ::unlink(path.c_str());
+    }
+    LEMO_RETURN_IF_ERROR(ErrorStatus(error, "read", root_ / "incoming"));
+    return removed;
+  }
+
   // Makes the directories, and clears up after uploads that were given up.
-  absl::Status Prepare() const {
+  absl::Status Prepare() {
     LEMO_RETURN_IF_ERROR(MakeDirectories(root_ / "incoming"));
     LEMO_RETURN_IF_ERROR(MakeDirectories(root_ / "sha256"));
     LEMO_RETURN_IF_ERROR(SyncPath(root_));
-    const auto oldest = fs::file_time_type::clock::now() - kUploadAgeMax;
-    std::error_code error;
-    for (const fs::directory_entry& entry : fs::directory_iterator(root_ / "incoming", error)) {
-      const std::string name = entry.path().string();
-      // An announcement is as old as the beginning: it goes with its part.
-      const bool announcement = absl::EndsWith(name, ".upload");
-      const fs::path part = announcement ? fs::path(name.substr(0, name.size() - 7)) : entry.path();
-      const fs::file_time_type time = fs::last_write_time(part, error);
-      if (!error ? time < oldest : announcement) {
-        fs::remove(part, error);
-        fs::remove(AnnouncementOf(part), error);
-      }
-    }
-    return absl::OkStatus();
+    return RemoveOldUploads(absl::Now() - kUploadAgeMax).status();
   }
 
  private:

@@ -180,6 +180,16 @@ absl::Status Announce(const UploadTarget& target, int fd) {
 
 }  // namespace
 
+bool RemoveUpload(const fs::path& part) {
+  const int fd = ::open(part.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (fd < 0) return false;
+  const absl::Cleanup close = [fd] { ::close(fd); };
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return false;
+  // In this order for the reason that Drop has.
+  ::unlink(AnnouncementOf(part).c_str());
+  return ::unlink(part.c_str()) == 0;
+}
+
 fs::path AnnouncementOf(const fs::path& part) { return part.string() + ".upload"; }
 
 absl::Status DiskStatus(int error, const std::string& action, const fs::path& path) {

@@ -23,6 +23,9 @@ struct UploadTarget {
 // As ArtifactStore::BeginUpload.
 absl::StatusOr<std::unique_ptr<Upload>> OpenLocalUpload(const UploadTarget& target);
 
+// Removes the part and its announcement, unless the part has a writer. Whether it did.
+bool RemoveUpload(const std::filesystem::path& part);
+
 // The file that goes with a part.
 std::filesystem::path AnnouncementOf(const std::filesystem::path& part);
 

@@ -20,6 +20,7 @@ using lemo::v1::Job;
 namespace {
 
 constexpr int kDefaultRestartLimit = 5;
+constexpr int64_t kSharedCheckpointBytes = int64_t{1} << 30;
 constexpr double kDefaultBackoffSeconds = 1;
 constexpr double kMaxBackoffSeconds = 300;
 
@@ -116,7 +117,13 @@ void Core::SendAssignment(const JobRecord& record) {
   for (const lemo::v1::InputFile& file : record.files) *assignment.add_files() = file;
   assignment.set_model_path(record.model_path);
   assignment.set_model_fingerprint(record.model_fingerprint);
+  for (const lemo::v1::ModelFile& file : record.model_files) *assignment.add_model_files() = file;
   assignment.set_run_seconds_used(record.run_seconds_used);
+  if (record.job.has_checkpoint()) *assignment.mutable_checkpoint() = record.job.checkpoint();
+  const lemo::v1::RestartSpec& restart = record.job.spec().restart();
+  assignment.set_shared_checkpoint_bytes(restart.has_shared_checkpoint_bytes()
+                                             ? restart.shared_checkpoint_bytes()
+                                             : kSharedCheckpointBytes);
   SendTo(record.job.worker(), std::move(message));
 }
 
@@ -194,6 +201,37 @@ void Core::OnLog(const std::string& worker, const lemo::v1::AttemptLog& log) {
   effects_.push_back(std::move(append));
 }
 
+void Core::OnCheckpoint(const std::string& worker, const lemo::v1::AttemptCheckpoint& message) {
+  JobRecord* record = Current(message.id(), worker);
+  // The agent repeats what it does not know to have arrived.
+  if (record == nullptr || message.checkpoint().files().empty() ||
+      message.checkpoint().step() <= record->job.checkpoint().step()) {
+    return;
+  }
+  ReplaceCheckpoint(*record, &message.checkpoint());
+}
+
+void Core::ReplaceCheckpoint(JobRecord& record, const lemo::v1::JobCheckpoint* checkpoint) {
+  const lemo::v1::JobCheckpoint former = record.job.checkpoint();
+  if (checkpoint != nullptr) {
+    *record.job.mutable_checkpoint() = *checkpoint;
+  } else {
+    record.job.clear_checkpoint();
+  }
+  Touch(record);
+  if (former.files().empty()) return;
+  // Jobs of one spec and seed make the same checkpoints.
+  std::set<std::string> kept;
+  for (const auto& [name, other] : jobs_) {
+    for (const auto& file : other.job.checkpoint().files()) kept.insert(file.sha256());
+  }
+  DropContent drop;
+  for (const auto& file : former.files()) {
+    if (kept.count(file.sha256()) == 0) drop.sha256.push_back(file.sha256());
+  }
+  if (!drop.sha256.empty()) effects_.push_back(std::move(drop));
+}
+
 void Core::OnEnded(const std::string& worker, const AttemptEnded& ended) {
   JobRecord* record = Current(ended.id(), worker);
   if (record != nullptr) {
@@ -208,7 +246,9 @@ void Core::OnEnded(const std::string& worker, const AttemptEnded& ended) {
 
 void Core::End(JobRecord& record, const AttemptEnded& ended) {
   Job& job = record.job;
-  if (ended.run_seconds() > 0) record.run_seconds_used += ended.run_seconds();
+  if (ended.run_seconds() > 0 && std::isfinite(ended.run_seconds())) {
+    record.run_seconds_used += ended.run_seconds();
+  }
   if (job.stop_request() == Job::STOP_CANCEL) {
     Cancel(record);
     return;
@@ -264,6 +304,12 @@ void Core::Stopped(JobRecord& record) {
   }
 }
 
+void Core::ChargeLostTime(JobRecord& record) {
+  if (record.job.state() != Job::RUNNING || record.running_since == absl::InfinitePast()) return;
+  const absl::Duration ran = std::max(clock_ - record.running_since, absl::ZeroDuration());
+  record.run_seconds_used += absl::ToDoubleSeconds(ran);
+}
+
 void Core::Restart(JobRecord& record, const std::string& message) {
   Restart(record, SystemError(message));
 }
@@ -281,6 +327,15 @@ void Core::Restart(JobRecord& record, const Failure& failure) {
   cause.set_kind(Failure::SYSTEM_ERROR);
   if (cause.message().empty())
     cause.set_message(absl::StrCat("the run ended by a fault on ", job.worker()));
+  const lemo::v1::LimitSpec& limits = job.spec().limits();
+  if (limits.has_run_seconds() && record.run_seconds_used >= limits.run_seconds()) {
+    cause.set_kind(Failure::LIMIT_EXCEEDED);
+    cause.set_message(absl::StrCat("limits.run_seconds: ran for ",
+                                   std::ceil(record.run_seconds_used), " s, ", limits.run_seconds(),
+                                   " s are allowed; the last attempt ended so: ", cause.message()));
+    Fail(record, cause);
+    return;
+  }
   if (job.restarts() >= limit) {
     if (limit > 0) {
       cause.set_message(absl::StrCat(cause.message(), " (after ", job.restarts(),

@@ -37,6 +37,8 @@ std::vector<Effect> Core::Recover(std::vector<JobRecord> jobs,
       case Job::STARTING:
       case Job::RUNNING: {
         WorkerEntry& worker = workers_[record.job.worker()];
+        // A clock that went back since must not put its start into the future.
+        record.running_since = std::min(record.running_since, clock_);
         worker.hello.set_worker(record.job.worker());
         worker.lease_end = grace_end;
         worker.jobs.insert(name);

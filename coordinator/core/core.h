@@ -52,11 +52,14 @@ struct JobRecord {
   // Order among jobs queued at the same instant, and of submission.
   int64_t number = 0;
   double run_seconds_used = 0;
+  // When the job became RUNNING last, on the core's clock: what a lost attempt is charged for.
+  absl::Time running_since = absl::InfinitePast();
   // Files that the job names, with sizes and checksums; and its model.
   std::vector<lemo::v1::InputFile> files;
   std::string model_path;
   std::string model_fingerprint;
-  std::vector<int> devices;  // of the current attempt on job.worker()
+  std::vector<lemo::v1::ModelFile> model_files;  // none in jobs of older versions
+  std::vector<int> devices;                      // of the current attempt on job.worker()
   // Of the SubmitJob call, and what it asked for: a repeated id answers the same job. May be empty.
   std::string request_id;
   std::string request_hash;
@@ -146,8 +149,13 @@ struct AppendLog {
   lemo::v1::LogChunk chunk;
 };
 
-using Effect =
-    std::variant<Persist, PersistWorker, Send, Close, StartValidation, StopValidation, AppendLog>;
+// Content of a checkpoint that no job which has not ended names any more.
+struct DropContent {
+  std::vector<std::string> sha256;
+};
+
+using Effect = std::variant<Persist, PersistWorker, Send, Close, StartValidation, StopValidation,
+                            AppendLog, DropContent>;
 
 struct CoreOptions {
   absl::Duration lease = absl::Seconds(10);
@@ -182,6 +190,8 @@ class Core {
 
   // nullptr when the job has ended or never was.
   const JobRecord* Find(const std::string& job) const;
+  // Jobs that have not ended, by name.
+  const std::map<std::string, JobRecord>& Jobs() const { return jobs_; }
   // Jobs that wait for a placement, in order.
   std::vector<const JobRecord*> Queue() const;
   std::vector<lemo::v1::Worker> Workers() const;
@@ -239,8 +249,14 @@ class Core {
   void OnEvents(const std::string& worker, const lemo::v1::AttemptEvents& events);
   void OnEnded(const std::string& worker, const lemo::v1::AttemptEnded& ended);
   void OnLog(const std::string& worker, const lemo::v1::AttemptLog& log);
+  void OnCheckpoint(const std::string& worker, const lemo::v1::AttemptCheckpoint& message);
+  // The job's checkpoint becomes `checkpoint`, and the former one's content is dropped.
+  void ReplaceCheckpoint(JobRecord& record, const lemo::v1::JobCheckpoint* checkpoint);
   void BeginRunning(JobRecord& record);
   void End(JobRecord& record, const lemo::v1::AttemptEnded& ended);
+  // The attempt ended without a word of its agent's on how long it ran: all of the time counts
+  // against limits.run_seconds.
+  void ChargeLostTime(JobRecord& record);
   // The attempt is over and nothing of it runs; not by its own fault.
   void Restart(JobRecord& record, const lemo::v1::Failure& failure);
   void Restart(JobRecord& record, const std::string& message);

@@ -61,6 +61,7 @@ void Core::Enter(JobRecord& record, Job::State state, Job::ReasonCode code,
     RequestPlacement();
   }
   if (OnWorker(state) && !OnWorker(from)) workers_.at(job.worker()).jobs.insert(job.name());
+  if (state == Job::RUNNING) record.running_since = clock_;
 
   job.set_state(state);
   job.set_reason_code(code);
@@ -74,6 +75,7 @@ void Core::Enter(JobRecord& record, Job::State state, Job::ReasonCode code,
   if (!OnWorker(state) && state != Job::VALIDATING) job.set_stop_request(Job::STOP_NONE);
   if (state == Job::SUCCEEDED || state == Job::FAILED || state == Job::CANCELLED) {
     *job.mutable_end_time() = ToTimestamp(now_);
+    ReplaceCheckpoint(record, nullptr);
   }
 }
 

@@ -26,8 +26,6 @@ Job::ReasonCode CodeOf(scheduler::WaitReason reason) {
       return Job::NO_SUCH_DEVICE;
     case scheduler::WaitReason::kMemoryTooSmall:
       return Job::MEMORY_TOO_SMALL;
-    case scheduler::WaitReason::kModelMissing:
-      return Job::MODEL_MISSING;
     case scheduler::WaitReason::kDevicesBusy:
       return Job::DEVICES_BUSY;
     case scheduler::WaitReason::kBehindOthers:

@@ -107,6 +107,7 @@ void Core::Attach(const std::string& name, WorkerEntry& worker) {
     if (reported.count(job) > 0) {
       if (stopping) SendStop(record);
     } else if (record.job.state() == Job::RUNNING) {
+      ChargeLostTime(record);
       Restart(record, absl::StrCat(name, " no longer knows of the run"));
     } else if (stopping) {
       Stopped(record);
@@ -134,6 +135,9 @@ absl::Status Core::On(const AgentSaid& event) {
     }
     case AgentMessage::kEvents:
       OnEvents(worker, message.events());
+      break;
+    case AgentMessage::kCheckpoint:
+      OnCheckpoint(worker, message.checkpoint());
       break;
     case AgentMessage::kStarted:
       OnStarted(worker, message.started());
@@ -244,6 +248,7 @@ void Core::Lose(const std::string& name, WorkerEntry& worker) {
   }
   const std::set<std::string> jobs = worker.jobs;
   for (const std::string& job : jobs) {
+    ChargeLostTime(jobs_.at(job));
     Restart(jobs_.at(job), absl::StrCat(name, " was lost: it has not been heard of for ",
                                         absl::FormatDuration(options_.lease)));
   }

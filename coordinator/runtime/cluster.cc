@@ -19,12 +19,14 @@ constexpr absl::Duration kStoreRetry = absl::Seconds(1);
 
 }  // namespace
 
-Cluster::Cluster(const CoreOptions& options, Store* store, WatchHub* hub, Services* services)
-    : options_(options), store_(store), hub_(hub), services_(services) {}
+Cluster::Cluster(const CoreOptions& options, Store* store, WatchHub* hub, Services* services,
+                 CommitObserver* observer)
+    : options_(options), store_(store), hub_(hub), services_(services), observer_(observer) {}
 
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const CoreOptions& options, Store* store,
-                                                        WatchHub* hub, Services* services) {
-  std::unique_ptr<Cluster> cluster(new Cluster(options, store, hub, services));
+                                                        WatchHub* hub, Services* services,
+                                                        CommitObserver* observer) {
+  std::unique_ptr<Cluster> cluster(new Cluster(options, store, hub, services, observer));
   LEMO_RETURN_IF_ERROR(cluster->Recover());
   cluster->loop_ = std::thread([cluster = cluster.get()] { cluster->Loop(); });
   return cluster;
@@ -38,13 +40,20 @@ absl::Status Cluster::Recover() {
   LEMO_ASSIGN_OR_RETURN(last_number_, store_->LastNumber());
   auto core = std::make_unique<Core>(options_, &scheduler_);
   const std::vector<Effect> effects = core->Recover(std::move(jobs), cordoned, absl::Now());
-  LEMO_RETURN_IF_ERROR(store_->Apply(effects));
+  LEMO_RETURN_IF_ERROR(Commit(effects));
   {
     const std::lock_guard lock(core_mutex_);
     core_ = std::move(core);
   }
   CarryOut(effects);
   return absl::OkStatus();
+}
+
+absl::Status Cluster::Commit(const std::vector<Effect>& effects) {
+  const absl::Time begin = absl::Now();
+  const absl::Status stored = store_->Apply(effects);
+  if (observer_ != nullptr) observer_->OnCommit(effects, absl::Now() - begin, stored);
+  return stored;
 }
 
 void Cluster::Stop() {
@@ -150,6 +159,12 @@ void Cluster::Loop() {
       const std::lock_guard lock(queue_mutex_);
       if (stopping_) return;
     }
+    if (broken_) {
+      for (const Item& item : items) {
+        if (item.done) item.done(absl::UnavailableError("the coordinator is stopping"));
+      }
+      continue;
+    }
     items.push_back({Tick{}, nullptr});  // also when requests never pause
     Process(std::move(items));
   }
@@ -204,7 +219,7 @@ void Cluster::Process(std::vector<Item> items) {
     std::move(outcome.effects.begin(), outcome.effects.end(), std::back_inserter(effects));
   }
 
-  const absl::Status stored = store_->Apply(effects);
+  const absl::Status stored = Commit(effects);
   for (size_t i = 0; i < items.size(); ++i) {
     if (items[i].done) items[i].done(stored.ok() ? statuses[i] : stored);
   }
@@ -217,6 +232,7 @@ void Cluster::Process(std::vector<Item> items) {
     std::unique_lock lock(queue_mutex_);
     if (queue_changed_.wait_for(lock, absl::ToChronoMilliseconds(kStoreRetry),
                                 [this] { return stopping_; })) {
+      broken_ = true;
       return;
     }
   }
@@ -242,6 +258,8 @@ void Cluster::CarryOut(const std::vector<Effect>& effects) {
       services_->StopValidation(stop->job);
     } else if (const auto* log = std::get_if<AppendLog>(&effect)) {
       services_->AppendLog(log->job, log->chunk);
+    } else if (const auto* drop = std::get_if<DropContent>(&effect)) {
+      services_->DropContent(drop->sha256);
     }
   }
 }
@@ -258,6 +276,33 @@ std::vector<Cluster::QueueEntry> Cluster::Queue() const {
     entries.push_back({record->job, record->queued_time});
   }
   return entries;
+}
+
+ClusterState Cluster::State() const {
+  ClusterState state;
+  {
+    const std::lock_guard lock(core_mutex_);
+    for (const auto& [name, record] : core_->Jobs()) {
+      const lemo::v1::Job& job = record.job;
+      ++state.jobs[{job.state(), job.reason_code()}];
+      if (job.state() == lemo::v1::Job::QUEUED) {
+        state.oldest_queued_time =
+            std::min(state.oldest_queued_time.value_or(record.queued_time), record.queued_time);
+      }
+      if (job.state() == lemo::v1::Job::STARTING || job.state() == lemo::v1::Job::RUNNING) {
+        state.placed.push_back(
+            {name, job.attempt(), job.restarts(), record.devices, job.progress()});
+      }
+    }
+    state.workers = core_->Workers();
+  }
+  {
+    const std::lock_guard lock(sessions_mutex_);
+    state.agent_streams = sessions_.size();
+  }
+  const std::lock_guard lock(queue_mutex_);
+  state.waiting_events = queue_.size();
+  return state;
 }
 
 bool Cluster::UsesFile(const std::string& file) const {

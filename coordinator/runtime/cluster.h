@@ -20,6 +20,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -45,14 +46,44 @@ class Services {
   virtual void StartValidation(const JobRecord& record) = 0;
   virtual void StopValidation(const std::string& job) = 0;
   virtual void AppendLog(const std::string& job, const lemo::v1::LogChunk& chunk) = 0;
+  virtual void DropContent(const std::vector<std::string>& sha256) = 0;
+};
+
+// Told of every commit. Called from the loop thread; must not block.
+class CommitObserver {
+ public:
+  virtual ~CommitObserver() = default;
+  // `effects` are durable when `stored` is ok; `took` is the time of the commit.
+  virtual void OnCommit(const std::vector<Effect>& effects, absl::Duration took,
+                        const absl::Status& stored) = 0;
+};
+
+// What is at one moment, for metrics.
+struct ClusterState {
+  struct PlacedJob {  // STARTING or RUNNING
+    std::string name;
+    int attempt = 0;
+    int restarts = 0;
+    std::vector<int> devices;
+    lemo::v1::Progress progress;
+  };
+  // How many have not ended, by state and reason.
+  std::map<std::pair<lemo::v1::Job::State, lemo::v1::Job::ReasonCode>, int64_t> jobs;
+  std::vector<PlacedJob> placed;
+  std::optional<absl::Time> oldest_queued_time;
+  std::vector<lemo::v1::Worker> workers;
+  size_t agent_streams = 0;
+  size_t waiting_events = 0;  // posted, and not yet stepped
 };
 
 // Thread-safe.
 class Cluster {
  public:
-  // Recovers from the store. `store`, `hub` and `services` outlive the cluster.
+  // Recovers from the store. `store`, `hub`, `services` and `observer`, which may be null, outlive
+  // the cluster.
   static absl::StatusOr<std::unique_ptr<Cluster>> Start(const CoreOptions& options, Store* store,
-                                                        WatchHub* hub, Services* services);
+                                                        WatchHub* hub, Services* services,
+                                                        CommitObserver* observer = nullptr);
   ~Cluster();
 
   // `done` is called from the loop thread once the event's effects are durable, or with why they
@@ -75,6 +106,7 @@ class Cluster {
     absl::Time queued_time;
   };
   std::vector<QueueEntry> Queue() const;
+  ClusterState State() const;
   bool UsesFile(const std::string& file) const;
   // Whether `id` is the attempt that the job is now in.
   bool IsCurrent(const lemo::v1::AttemptId& id) const;
@@ -91,8 +123,10 @@ class Cluster {
     lemo::v1::Job* submitted = nullptr;
   };
 
-  Cluster(const CoreOptions& options, Store* store, WatchHub* hub, Services* services);
+  Cluster(const CoreOptions& options, Store* store, WatchHub* hub, Services* services,
+          CommitObserver* observer);
   absl::Status Recover();
+  absl::Status Commit(const std::vector<Effect>& effects);
   void Loop();
   void Enqueue(Item item);
   std::vector<Item> NextItems();
@@ -107,18 +141,21 @@ class Cluster {
   Store* const store_;
   WatchHub* const hub_;
   Services* const services_;
+  CommitObserver* const observer_;
   const scheduler::FifoScheduler scheduler_;
 
   mutable std::mutex core_mutex_;  // core_: stepped by the loop thread, read by others
   std::unique_ptr<Core> core_;
-  int64_t last_number_ = 0;  // loop thread only
+  // Of the loop thread only.
+  int64_t last_number_ = 0;
+  bool broken_ = false;  // the core is not what the store holds, and there is no time to mend it
 
-  std::mutex queue_mutex_;
+  mutable std::mutex queue_mutex_;
   std::condition_variable queue_changed_;
   std::deque<Item> queue_;
   bool stopping_ = false;
 
-  std::mutex sessions_mutex_;
+  mutable std::mutex sessions_mutex_;
   std::map<int64_t, std::shared_ptr<AgentLink>> sessions_;
   int64_t last_session_ = 0;
 

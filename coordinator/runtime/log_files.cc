@@ -57,6 +57,15 @@ absl::StatusOr<std::string> LogFiles::Read(const std::string& job, int attempt, 
   return data;
 }
 
+std::vector<std::string> LogFiles::Jobs() const {
+  std::vector<std::string> jobs;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory_, error)) {
+    jobs.push_back("jobs/" + entry.path().filename().string());
+  }
+  return jobs;
+}
+
 void LogFiles::Remove(const std::string& job) {
   const std::lock_guard lock(mutex_);
   std::error_code ignored;

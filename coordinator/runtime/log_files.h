@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "lemo/v1/job_service.pb.h"
@@ -23,6 +24,8 @@ class LogFiles {
   absl::StatusOr<std::string> Read(const std::string& job, int attempt, int rank,
                                    int64_t offset) const;
   void Remove(const std::string& job);
+  // Names of the jobs that have logs.
+  std::vector<std::string> Jobs() const;
 
  private:
   std::string PathOf(const std::string& job, int attempt, int rank) const;

@@ -11,19 +11,27 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "CLI/CLI.hpp"
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/metrics_server.h"
+#include "coordinator/api/admin_service.h"
+#include "coordinator/api/call_metrics.h"
 #include "coordinator/api/cluster_service.h"
 #include "coordinator/api/file_service.h"
 #include "coordinator/api/job_service.h"
 #include "coordinator/api/model_service.h"
 #include "coordinator/api/worker_service.h"
 #include "coordinator/artifacts/artifacts.h"
+#include "coordinator/runtime/backups.h"
 #include "coordinator/runtime/cluster.h"
+#include "coordinator/runtime/janitor.h"
 #include "coordinator/runtime/log_files.h"
+#include "coordinator/runtime/metrics.h"
 #include "coordinator/runtime/validator.h"
 #include "coordinator/runtime/watch_hub.h"
 #include "coordinator/store/store.h"
@@ -38,15 +46,26 @@ constexpr int kUserFault = 2, kOurFault = 4;
 constexpr int kMessageLimit = 4 << 20;
 // How long open calls may take to end after a signal; watches and agents are cut off.
 constexpr std::chrono::seconds kShutdown{3};
+// And when the process goes, whatever is still open.
+constexpr std::chrono::milliseconds kLeave{4500};
+// Calls that are handled at a time; an agent's stream or an upload has one for itself.
+constexpr int kThreads = 2048;
 
 struct Options {
   std::string listen = "127.0.0.1:7410";
+  std::string metrics_listen;
   std::string dir;
   std::string train;
   bool insecure = false;
   double lease_seconds = 10;
   int validators = 1;
+  int keep_events = 30;  // days; 0: for ever
+  int keep_logs = 30;
 };
+
+absl::Duration DaysOf(int days) {
+  return days == 0 ? absl::InfiniteDuration() : absl::Hours(24 * days);
+}
 
 bool IsLoopback(const std::string& address) {
   return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
@@ -65,16 +84,21 @@ std::string DefaultTrain() {
 // What the cluster sets going, in the process's own parts.
 class LocalServices final : public Services {
  public:
-  LocalServices(Validator* validator, LogFiles* logs) : validator_(validator), logs_(logs) {}
+  LocalServices(Validator* validator, LogFiles* logs, Janitor* janitor)
+      : validator_(validator), logs_(logs), janitor_(janitor) {}
   void StartValidation(const JobRecord& record) override { validator_->Start(record); }
   void StopValidation(const std::string& job) override { validator_->Stop(job); }
   void AppendLog(const std::string& job, const lemo::v1::LogChunk& chunk) override {
     logs_->Append(job, chunk);
   }
+  void DropContent(const std::vector<std::string>& sha256) override {
+    janitor_->DropCheckpoints(sha256);
+  }
 
  private:
   Validator* const validator_;
   LogFiles* const logs_;
+  Janitor* const janitor_;
 };
 
 // A rank holds its model's weights at least.
@@ -100,6 +124,9 @@ int Serve(const Options& options, const sigset_t& signals) {
   const auto artifacts = OpenLocalArtifactStore((dir / "artifacts").string());
   if (!artifacts.ok()) return Fail(kUserFault, std::string(artifacts.status().message()));
 
+  const auto checkpoints = OpenLocalArtifactStore((dir / "checkpoints").string());
+  if (!checkpoints.ok()) return Fail(kUserFault, std::string(checkpoints.status().message()));
+
   WatchHub hub(store->get());
   LogFiles logs((dir / "logs").string());
   // The validator answers to the cluster, which starts validations while it recovers.
@@ -111,33 +138,59 @@ int Serve(const Options& options, const sigset_t& signals) {
         if (cluster.get() == nullptr) return;
         cluster.get()->Post(Validated{job, std::move(verdict), LeastMemory(store, job)});
       });
-  LocalServices services(&validator, &logs);
+  JanitorOptions keep;
+  keep.keep_events = DaysOf(options.keep_events);
+  keep.keep_logs = DaysOf(options.keep_logs);
+  Janitor janitor(keep, store->get(), artifacts->get(), checkpoints->get(), &logs);
+  const auto backups =
+      Backups::Open(dir, store->get(), artifacts->get(), checkpoints->get(), &janitor);
+  if (!backups.ok()) return Fail(kUserFault, std::string(backups.status().message()));
+  LocalServices services(&validator, &logs, &janitor);
+  Metrics metrics;
   CoreOptions core_options;
   core_options.lease = absl::Seconds(options.lease_seconds);
   core_options.heartbeat = core_options.lease / 5;
   core_options.fence_margin = core_options.lease / 2;
   core_options.recovery_grace = core_options.lease + core_options.fence_margin;
-  const auto cluster = Cluster::Start(core_options, store->get(), &hub, &services);
+  const auto cluster = Cluster::Start(core_options, store->get(), &hub, &services, &metrics);
   started.set_value(cluster.ok() ? cluster->get() : nullptr);
   if (!cluster.ok()) return Fail(kOurFault, std::string(cluster.status().message()));
+  // Whichever way this ends: it answers to the cluster.
+  const absl::Cleanup stop_validator = [&validator] { validator.Shutdown(); };
 
-  JobServiceImpl jobs(cluster->get(), store->get(), artifacts->get(), &hub, &validator, &logs);
-  FileServiceImpl files(store->get(), artifacts->get(), cluster->get());
+  JobServiceImpl jobs(cluster->get(), store->get(), artifacts->get(), checkpoints->get(), &hub,
+                      &validator, &logs, keep.keep_logs);
+  FileServiceImpl files(store->get(), artifacts->get(), cluster->get(), &janitor);
+  AdminServiceImpl admin(backups->get());
   ModelServiceImpl models(store->get());
   ClusterServiceImpl cluster_service(cluster->get());
-  WorkerServiceImpl workers(cluster->get(), artifacts->get());
+  WorkerServiceImpl workers(cluster->get(), artifacts->get(), checkpoints->get());
+
+  metrics.Show(cluster->get(), &hub, &validator, options.dir, LEMO_VERSION);
+  const auto metrics_server =
+      metrics::Server::Start(options.metrics_listen, metrics.registry(), dir / "metrics_address");
+  if (!metrics_server.ok()) {
+    return Fail(kUserFault, std::string(metrics_server.status().message()));
+  }
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
+  CountCalls(&metrics, &builder);
   builder.SetMaxReceiveMessageSize(kMessageLimit);
   // Two coordinators on one port would each have half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
+  // A watcher that vanished without a word is found out.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  grpc::ResourceQuota quota;
+  quota.SetMaxThreads(kThreads);
+  builder.SetResourceQuota(quota);
   int port = 0;
   builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
-  for (grpc::Service* service :
-       std::initializer_list<grpc::Service*>{&jobs, &files, &models, &cluster_service, &workers}) {
+  for (grpc::Service* service : std::initializer_list<grpc::Service*>{
+           &jobs, &files, &models, &cluster_service, &workers, &admin}) {
     builder.RegisterService(service);
   }
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
@@ -148,15 +201,26 @@ int Serve(const Options& options, const sigset_t& signals) {
     return Fail(kUserFault, std::string(written.message()));
   }
   std::cout << "listening on " << address << std::endl;
+  if (*metrics_server) {
+    std::cout << "metrics on http://" << (*metrics_server)->address() << "/metrics" << std::endl;
+  }
 
   int signal = 0;
   sigwait(&signals, &signal);
   std::cerr << "lemo-coordinator: signal " << signal << ", stopping; running jobs go on\n";
   server->GetHealthCheckService()->SetServingStatus(false);
+  // All that was acknowledged is durable, so nothing is lost when a call that hangs is left behind.
+  std::promise<void> ended;
+  std::thread leave([ended = ended.get_future()] {
+    if (ended.wait_for(kLeave) == std::future_status::timeout) ::_exit(0);
+  });
+  validator.Shutdown();  // checks begin again at the next start
   // Requests under way still get their answers; then streams are cut.
   server->Shutdown(std::chrono::system_clock::now() + kShutdown);
   server->Wait();
   (*cluster)->Stop();
+  ended.set_value();
+  leave.join();
   return 0;
 }
 
@@ -168,6 +232,9 @@ int Main(int argc, char** argv) {
   app.add_option("--listen", options.listen,
                  "HOST:PORT; port 0 takes a free one, written to DIR/address")
       ->capture_default_str();
+  app.add_option("--metrics-listen", options.metrics_listen,
+                 "HOST:PORT where /metrics is served for Prometheus; port 0 takes a free one, "
+                 "written to DIR/metrics_address (default: nowhere)");
   app.add_option(
       "--train", options.train,
       "lemo-train, which checks jobs before they are accepted (default: beside this program)");
@@ -178,6 +245,14 @@ int Main(int argc, char** argv) {
   app.add_option("--validators", options.validators, "Jobs that are checked at a time")
       ->capture_default_str()
       ->check(CLI::Range(1, 64));
+  app.add_option("--keep-events", options.keep_events,
+                 "DAYS after a job's end when its events are dropped; 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 36500));
+  app.add_option("--keep-logs", options.keep_logs,
+                 "DAYS after a job's end when its logs are dropped; 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 36500));
   app.add_flag(
       "--insecure-listen", options.insecure,
       "Listen beyond this machine although nothing is encrypted and nobody is asked who he is");
@@ -191,6 +266,10 @@ int Main(int argc, char** argv) {
                 "--listen: " + options.listen +
                     " is not a loopback address, and connections are not encrypted; if the "
                     "network is trusted, say --insecure-listen");
+  }
+  if (const absl::Status valid = metrics::CheckListen(options.metrics_listen, options.insecure);
+      !valid.ok()) {
+    return Fail(kUserFault, std::string(valid.message()));
   }
   if (options.train.empty()) options.train = DefaultTrain();
   if (options.train.empty() || ::access(options.train.c_str(), X_OK) != 0) {

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,6 +37,9 @@ constexpr int kEventsFd = 3;
 // What a child may say; a run that is validated says one event.
 constexpr size_t kEventsLimit = size_t{4} << 20;
 constexpr int kUserFault = 2, kOutOfMemory = 3;
+// Calls, agents and ranks on the same host go before checks.
+constexpr int kNice = 10;
+constexpr char kStopping[] = "the coordinator is stopping";
 
 lemo::v1::Failure Fault(lemo::v1::Failure::Kind kind, std::string message) {
   lemo::v1::Failure failure;
@@ -114,32 +118,37 @@ Validator::Validator(ValidatorOptions options, ArtifactStore* artifacts, Done do
   for (int i = 0; i < options_.workers; ++i) threads_.emplace_back([this] { Work(); });
 }
 
-Validator::~Validator() {
+Validator::~Validator() { Shutdown(); }
+
+void Validator::Shutdown() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
     waiting_.clear();
-    for (const auto& [job, pid] : running_) {
+    for (const auto& [key, pid] : running_) {
       if (pid > 0) ::kill(-pid, SIGKILL);
     }
   }
   changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
 }
 
 void Validator::Start(const JobRecord& record) {
   {
     const std::lock_guard lock(mutex_);
-    waiting_.push_back(record);
+    if (stopping_) return;
+    waiting_.push_back({record});
   }
-  changed_.notify_one();
+  changed_.notify_all();
 }
 
 void Validator::Stop(const std::string& job) {
   const std::lock_guard lock(mutex_);
   waiting_.erase(
       std::remove_if(waiting_.begin(), waiting_.end(),
-                     [&job](const JobRecord& record) { return record.job.name() == job; }),
+                     [&job](const Waiting& waiting) { return waiting.record.job.name() == job; }),
       waiting_.end());
   // Its verdict is not wanted any more: Work looks for the entry.
   const auto found = running_.find(job);
@@ -148,40 +157,76 @@ void Validator::Stop(const std::string& job) {
   running_.erase(found);
 }
 
+Validator::Load Validator::CurrentLoad() {
+  const std::lock_guard lock(mutex_);
+  return {running_.size() - static_cast<size_t>(checks_), waiting_.size()};
+}
+
+std::optional<Validator::Waiting> Validator::Next() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    const auto first = std::min_element(
+        waiting_.begin(), waiting_.end(),
+        [](const Waiting& a, const Waiting& b) { return a.not_before < b.not_before; });
+    const absl::Duration wait =
+        first == waiting_.end() ? absl::Minutes(1) : first->not_before - absl::Now();
+    if (wait > absl::ZeroDuration()) {
+      changed_.wait_for(lock, absl::ToChronoMilliseconds(std::min(wait, absl::Minutes(1))) +
+                                  std::chrono::milliseconds(1));
+      continue;
+    }
+    Waiting next = std::move(*first);
+    waiting_.erase(first);
+    running_[next.record.job.name()] = 0;
+    return next;
+  }
+  return std::nullopt;
+}
+
 void Validator::Work() {
-  for (;;) {
-    JobRecord record;
+  while (std::optional<Waiting> waiting = Next()) {
+    const std::string job = waiting->record.job.name();
+    const absl::Time begin = absl::Now();
+    Verdict verdict = RunChild(waiting->record, job);
     {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
-      if (stopping_) return;
-      record = std::move(waiting_.front());
-      waiting_.pop_front();
-      running_[record.job.name()] = 0;
-    }
-    Verdict verdict = RunChild(record, [this, &record](pid_t pid) {
       const std::lock_guard lock(mutex_);
-      const auto found = running_.find(record.job.name());
-      if (stopping_ || found == running_.end()) {
-        ::kill(-pid, SIGKILL);
-      } else {
-        found->second = pid;
+      if (stopping_) return;
+      if (running_.erase(job) == 0) continue;
+      // What took its whole time would do so again.
+      if (verdict && verdict->kind() == lemo::v1::Failure::SYSTEM_ERROR &&
+          waiting->tries < options_.retries && absl::Now() - begin < options_.timeout) {
+        waiting->not_before = absl::Now() + options_.retry_pause * (1 << waiting->tries);
+        ++waiting->tries;
+        waiting_.push_back(*std::move(waiting));
+        continue;
       }
-    });
-    {
-      const std::lock_guard lock(mutex_);
-      if (stopping_) return;
-      if (running_.erase(record.job.name()) == 0) continue;
     }
-    done_(record.job.name(), std::move(verdict));
+    done_(job, std::move(verdict));
   }
 }
 
 Verdict Validator::Check(const JobRecord& record) {
-  return RunChild(record, [](pid_t) {});
+  std::string key;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return stopping_ || checks_ < options_.workers; });
+    if (stopping_) return Fault(lemo::v1::Failure::SYSTEM_ERROR, kStopping);
+    ++checks_;
+    key = absl::StrCat("check ", ++last_check_);  // no job's name
+    running_[key] = 0;
+  }
+  Verdict verdict = RunChild(record, key);
+  {
+    const std::lock_guard lock(mutex_);
+    --checks_;
+    running_.erase(key);
+    if (stopping_) verdict = Fault(lemo::v1::Failure::SYSTEM_ERROR, kStopping);
+  }
+  changed_.notify_all();
+  return verdict;
 }
 
-Verdict Validator::RunChild(const JobRecord& record, const std::function<void(pid_t)>& started) {
+Verdict Validator::RunChild(const JobRecord& record, const std::string& key) {
   static std::atomic<int64_t> last_number = 0;
   const auto system_error = [](const absl::Status& status) {
     return Fault(lemo::v1::Failure::SYSTEM_ERROR,
@@ -231,7 +276,17 @@ Verdict Validator::RunChild(const JobRecord& record, const std::function<void(pi
   ::close(null);
   const absl::Cleanup close_reader = [&ends] { ::close(ends[0]); };
   if (error != 0) return system_error(ErrnoStatus(error, "start", options_.train_program));
-  started(pid);
+  // Before it makes threads, which inherit it.
+  ::setpriority(PRIO_PROCESS, static_cast<id_t>(pid), kNice);
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = running_.find(key);
+    if (stopping_ || found == running_.end()) {
+      ::kill(-pid, SIGKILL);
+    } else {
+      found->second = pid;
+    }
+  }
 
   std::string bytes;
   const bool in_time = ReadAll(ends[0], absl::Now() + options_.timeout, &bytes);
@@ -253,9 +308,10 @@ Verdict Validator::RunChild(const JobRecord& record, const std::function<void(pi
                      : "the check ended without an answer");
   }
   const int code = WEXITSTATUS(status);
-  lemo::v1::Failure failure = Fault(code == kUserFault     ? lemo::v1::Failure::USER_ERROR
-                                    : code == kOutOfMemory ? lemo::v1::Failure::OUT_OF_MEMORY
-                                                           : lemo::v1::Failure::SYSTEM_ERROR,
+  lemo::v1::Failure failure = Fault(code == kOutOfMemory ? lemo::v1::Failure::OUT_OF_MEMORY
+                                    : code == kUserFault && !SaysDiskIsFull(said->message())
+                                        ? lemo::v1::Failure::USER_ERROR
+                                        : lemo::v1::Failure::SYSTEM_ERROR,
                                     said->message());
   failure.set_advice(said->advice());
   *failure.mutable_violations() = said->violations();

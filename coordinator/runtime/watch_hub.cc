@@ -60,6 +60,13 @@ void WatchHub::Unsubscribe(const std::string& job, const Watcher* watcher) {
   }
 }
 
+size_t WatchHub::Watchers() {
+  const std::lock_guard lock(mutex_);
+  size_t watchers = 0;
+  for (const auto& [job, topic] : topics_) watchers += topic.watchers.size();
+  return watchers;
+}
+
 void WatchHub::Dispatch() {
   auto next_heartbeat = std::chrono::steady_clock::now() + heartbeat_;
   std::unique_lock lock(mutex_);

@@ -41,13 +41,16 @@ class WatchHub {
 
   void Subscribe(const std::string& job, std::weak_ptr<Watcher> watcher);
   void Unsubscribe(const std::string& job, const Watcher* watcher);
+  // How many watch now.
+  size_t Watchers();
 
   struct Page {
     std::vector<std::shared_ptr<const lemo::v1::JobEvent>> events;
     // The job has ended, and these are its last events.
     bool complete = false;
   };
-  // Some events after `after_sequence`, in order; none when there is none yet. NOT_FOUND.
+  // Some events after `after_sequence`, in order; none when there is none yet. NOT_FOUND;
+  // OUT_OF_RANGE when they have expired.
   absl::StatusOr<Page> Read(const std::string& job, int64_t after_sequence);
 
  private:

@@ -9,8 +9,10 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/files.h"
 #include "common/status_macros.h"
+#include "coordinator/store/store.h"
 
 namespace lemo::coordinator {
 
@@ -19,7 +21,8 @@ namespace fs = std::filesystem;
 absl::Status CheckIntegrity(SqlConnection& db) {
   LEMO_ASSIGN_OR_RETURN(const std::string found, db.QueryText("PRAGMA quick_check(1)"));
   if (found == "ok") return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat(db.path(), " is damaged: ", found));
+  return absl::DataLossError(
+      absl::StrCat(db.path(), " is damaged: ", absl::StrReplaceAll(found, {{"\n", " "}})));
 }
 
 absl::Status WriteBackup(SqlConnection& db, const std::string& path) {
@@ -53,6 +56,22 @@ absl::Status WriteBackup(SqlConnection& db, const std::string& path) {
   std::move(discard).Cancel();
   const fs::path directory = fs::path(path).parent_path();
   return SyncPath(directory.empty() ? fs::path(".") : directory);
+}
+
+absl::StatusOr<int64_t> VisitContents(
+    const std::string& path, const std::function<absl::Status(const NamedContent&)>& visit) {
+  LEMO_ASSIGN_OR_RETURN(const std::unique_ptr<SqlConnection> db, SqlConnection::Open(path));
+  LEMO_ASSIGN_OR_RETURN(SqlStatement rows,
+                        db->PrepareOnce("SELECT sha256, name, 0 FROM files UNION ALL "
+                                        "SELECT contents.sha256, jobs.name, contents.checkpoint "
+                                        "FROM contents JOIN jobs ON jobs.number = contents.job"));
+  for (;;) {
+    LEMO_ASSIGN_OR_RETURN(const bool row, rows.Step());
+    if (!row) break;
+    LEMO_RETURN_IF_ERROR(
+        visit({std::string(rows.Bytes(0)), std::string(rows.Bytes(1)), rows.Int(2) != 0}));
+  }
+  return db->QueryInt("SELECT count(*) FROM jobs");
 }
 
 }  // namespace lemo::coordinator

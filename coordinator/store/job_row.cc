@@ -25,16 +25,18 @@ int64_t TimestampNanoseconds(const Timestamp& time) {
   return ToNanoseconds(absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos()));
 }
 
-std::string JoinFiles(const std::vector<lemo::v1::InputFile>& files) {
+template <typename File>
+std::string JoinFiles(const std::vector<File>& files) {
   std::string bytes;
   StringOutputStream stream(&bytes);
-  for (const lemo::v1::InputFile& file : files) {
+  for (const File& file : files) {
     util::SerializeDelimitedToZeroCopyStream(file, &stream);
   }
   return bytes;
 }
 
-bool SplitFiles(std::string_view bytes, std::vector<lemo::v1::InputFile>* files) {
+template <typename File>
+bool SplitFiles(std::string_view bytes, std::vector<File>* files) {
   ArrayInputStream stream(bytes.data(), static_cast<int>(bytes.size()));
   while (stream.ByteCount() < static_cast<int64_t>(bytes.size())) {
     bool clean_end = false;
@@ -52,6 +54,37 @@ bool SplitDevices(std::string_view text, std::vector<int>* devices) {
   return true;
 }
 
+std::set<std::pair<std::string, bool>> ContentsOf(const lemo::v1::Job& job) {
+  std::set<std::pair<std::string, bool>> contents;
+  for (const auto& artifact : job.artifacts()) contents.emplace(artifact.sha256(), false);
+  for (const auto& file : job.checkpoint().files()) contents.emplace(file.sha256(), true);
+  return contents;
+}
+
+// Most changes of a job leave its contents as they are, so they are read before they are written.
+absl::Status PutContents(SqlConnection& db, int64_t job,
+                         const std::set<std::pair<std::string, bool>>& contents) {
+  std::set<std::pair<std::string, bool>> stored;
+  {
+    LEMO_ASSIGN_OR_RETURN(
+        SqlStatement rows,
+        db.Prepare("SELECT sha256, checkpoint FROM contents WHERE job = ?", {job}));
+    for (;;) {
+      LEMO_ASSIGN_OR_RETURN(const bool row, rows.Step());
+      if (!row) break;
+      stored.emplace(rows.Bytes(0), rows.Int(1) != 0);
+    }
+  }
+  if (stored == contents) return absl::OkStatus();
+  LEMO_RETURN_IF_ERROR(db.Run("DELETE FROM contents WHERE job = ?", {job}).status());
+  for (const auto& [sha256, checkpoint] : contents) {
+    LEMO_RETURN_IF_ERROR(db.Run("INSERT INTO contents (job, sha256, checkpoint) VALUES (?,?,?)",
+                                {job, sha256, int64_t{checkpoint}})
+                             .status());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CreateJob(SqlConnection& db, const JobRow& row, int64_t last_event) {
   const JobRecord& record = row.record;
   const lemo::v1::Job& job = record.job;
@@ -67,14 +100,29 @@ absl::Status CreateJob(SqlConnection& db, const JobRow& row, int64_t last_event)
   LEMO_RETURN_IF_ERROR(
       db.Run("INSERT INTO jobs (number, name, state, create_ns, end_ns, last_event, display_name, "
              "attempt_sequence, not_before_ns, queued_ns, run_seconds_used, model_path, "
-             "model_fingerprint, devices, request_id, request_hash, files, job) "
-             "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-             {record.number, job.name(), int64_t{job.state()}, row.create_ns,
-              row.end_ns == 0 ? SqlValue() : SqlValue(row.end_ns), last_event,
-              job.spec().display_name(), record.attempt_sequence, ToNanoseconds(record.not_before),
-              ToNanoseconds(record.queued_time), record.run_seconds_used, record.model_path,
-              record.model_fingerprint, row.devices, record.request_id, record.request_hash,
-              SqlBlob(row.files), SqlBlob(row.job)})
+             "model_fingerprint, devices, request_id, request_hash, files, model_files, job, "
+             "running_ns) "
+             "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+             {record.number,
+              job.name(),
+              int64_t{job.state()},
+              row.create_ns,
+              row.end_ns == 0 ? SqlValue() : SqlValue(row.end_ns),
+              last_event,
+              job.spec().display_name(),
+              record.attempt_sequence,
+              ToNanoseconds(record.not_before),
+              ToNanoseconds(record.queued_time),
+              record.run_seconds_used,
+              record.model_path,
+              record.model_fingerprint,
+              row.devices,
+              record.request_id,
+              record.request_hash,
+              SqlBlob(row.files),
+              SqlBlob(row.model_files),
+              SqlBlob(row.job),
+              ToNanoseconds(record.running_since)})
           .status());
   for (const auto& [key, value] : job.spec().labels()) {
     LEMO_RETURN_IF_ERROR(db.Run("INSERT INTO labels (key, value, create_ns, job) VALUES (?,?,?,?)",
@@ -97,12 +145,13 @@ absl::Status UpdateJob(SqlConnection& db, const JobRow& row, int64_t last_event)
       .Run(
           "UPDATE jobs SET state = ?, end_ns = ?, last_event = ?, attempt_sequence = ?, "
           "not_before_ns = ?, queued_ns = ?, run_seconds_used = ?, model_path = ?, "
-          "model_fingerprint = ?, devices = ?, files = ?, job = ? WHERE number = ?",
+          "model_fingerprint = ?, devices = ?, files = ?, job = ?, running_ns = ? "
+          "WHERE number = ?",
           {int64_t{record.job.state()}, row.end_ns == 0 ? SqlValue() : SqlValue(row.end_ns),
            last_event, record.attempt_sequence, ToNanoseconds(record.not_before),
            ToNanoseconds(record.queued_time), record.run_seconds_used, record.model_path,
            record.model_fingerprint, row.devices, SqlBlob(row.files), SqlBlob(row.job),
-           record.number})
+           ToNanoseconds(record.running_since), record.number})
       .status();
 }
 
@@ -165,7 +214,9 @@ JobRow ToRow(const Persist& persist) {
   }
   row.devices = absl::StrJoin(row.record.devices, ",");
   row.files = JoinFiles(row.record.files);
+  row.model_files = JoinFiles(row.record.model_files);
   row.job = SerializeDeterministic(job);
+  row.contents = ContentsOf(job);
   for (const lemo::v1::JobEvent& event : persist.events) {
     row.events.emplace_back(event.sequence(), SerializeDeterministic(event));
   }
@@ -195,6 +246,7 @@ absl::Status PutJob(SqlConnection& db, const JobRow& row) {
     last = std::max(last, sequence);
   }
   LEMO_RETURN_IF_ERROR(there ? UpdateJob(db, row, last) : CreateJob(db, row, last));
+  LEMO_RETURN_IF_ERROR(PutContents(db, row.record.number, row.contents));
   for (const auto& [sequence, bytes] : row.events) {
     if (sequence <= stored) {
       LEMO_RETURN_IF_ERROR(CheckSameEvent(db, row, sequence, bytes));
@@ -208,12 +260,36 @@ absl::Status PutJob(SqlConnection& db, const JobRow& row) {
   return absl::OkStatus();
 }
 
+absl::Status FillContents(SqlConnection& db) {
+  LEMO_ASSIGN_OR_RETURN(const int64_t wanted,
+                        db.QueryInt("SELECT count(*) FROM meta WHERE key = 'contents_to_fill'"));
+  if (wanted == 0) return absl::OkStatus();
+  const auto fill = [&db]() -> absl::Status {
+    LEMO_ASSIGN_OR_RETURN(SqlStatement jobs,
+                          db.PrepareOnce("SELECT number, job FROM jobs WHERE state = ?",
+                                         {int64_t{lemo::v1::Job::SUCCEEDED}}));
+    for (;;) {
+      LEMO_ASSIGN_OR_RETURN(const bool row, jobs.Step());
+      if (!row) return db.Execute("DELETE FROM meta WHERE key = 'contents_to_fill'; COMMIT");
+      lemo::v1::Job job;
+      const int64_t number = jobs.Int(0);
+      LEMO_RETURN_IF_ERROR(ParseStored(jobs.Bytes(1), absl::StrCat("job number ", number), &job));
+      LEMO_RETURN_IF_ERROR(PutContents(db, number, ContentsOf(job)));
+    }
+  };
+  LEMO_RETURN_IF_ERROR(db.Execute("BEGIN IMMEDIATE"));
+  absl::Status status = fill();
+  if (!status.ok() && db.InTransaction()) db.Execute("ROLLBACK").IgnoreError();
+  return status;
+}
+
 absl::StatusOr<std::vector<JobRecord>> ReadActiveJobs(SqlConnection& db) {
   LEMO_ASSIGN_OR_RETURN(
       SqlStatement rows,
       db.Prepare("SELECT number, name, attempt_sequence, not_before_ns, queued_ns, "
                  "run_seconds_used, model_path, model_fingerprint, devices, request_id, "
-                 "request_hash, files, job FROM jobs INDEXED BY jobs_by_state "
+                 "request_hash, files, model_files, job, running_ns "
+                 "FROM jobs INDEXED BY jobs_by_state "
                  "WHERE state < ? ORDER BY number",
                  {int64_t{lemo::v1::Job::SUCCEEDED}}));
   std::vector<JobRecord> records;
@@ -230,12 +306,14 @@ absl::StatusOr<std::vector<JobRecord>> ReadActiveJobs(SqlConnection& db) {
     record.model_path = rows.Bytes(6);
     record.model_fingerprint = rows.Bytes(7);
     if (!SplitDevices(rows.Bytes(8), &record.devices) ||
-        !SplitFiles(rows.Bytes(11), &record.files)) {
+        !SplitFiles(rows.Bytes(11), &record.files) ||
+        !SplitFiles(rows.Bytes(12), &record.model_files)) {
       return absl::DataLossError(absl::StrCat(name, ": its record is damaged"));
     }
     record.request_id = rows.Bytes(9);
     record.request_hash = rows.Bytes(10);
-    LEMO_RETURN_IF_ERROR(ParseStored(rows.Bytes(12), name, &record.job));
+    record.running_since = FromNanoseconds(rows.Int(14));
+    LEMO_RETURN_IF_ERROR(ParseStored(rows.Bytes(13), name, &record.job));
   }
 }
 

@@ -1,6 +1,7 @@
 // A JobRecord as a row of `jobs`, and back.
 #pragma once
 
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,9 +29,12 @@ struct JobRow {
   int64_t end_ns = 0;  // 0 while the job has not ended
   std::string devices;
   std::string files;
+  std::string model_files;
   std::string job;
   // Sequence and bytes.
   std::vector<std::pair<int64_t, std::string>> events;
+  // Checksums of its artifacts and, with true, of its checkpoint's files.
+  std::set<std::pair<std::string, bool>> contents;
 };
 JobRow ToRow(const Persist& persist);
 
@@ -38,6 +42,9 @@ JobRow ToRow(const Persist& persist);
 // events. ALREADY_EXISTS when the request id is taken; DATA_LOSS when an event is there with other
 // content; INTERNAL when a number is taken by another job or events leave a gap.
 absl::Status PutJob(SqlConnection& db, const JobRow& row);
+
+// Once after the migration that made the table: the contents of jobs that had ended before.
+absl::Status FillContents(SqlConnection& db);
 
 // All jobs that have not ended, by number.
 absl::StatusOr<std::vector<JobRecord>> ReadActiveJobs(SqlConnection& db);

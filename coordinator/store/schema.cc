@@ -82,6 +82,24 @@ CREATE TABLE models (name TEXT PRIMARY KEY, model BLOB NOT NULL) STRICT, WITHOUT
 CREATE TABLE worker_cordons (worker TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 )sql";
 
+// Files of the job's model: messages one after another, each behind its length, as in jobs.files.
+constexpr char kModelFiles[] = "ALTER TABLE jobs ADD COLUMN model_files BLOB NOT NULL DEFAULT x''";
+
+// `contents` are the checksums of a job's artifacts, and of its checkpoint's files, which are kept
+// apart. Jobs that ended before the table was there have their rows from FillContents: what they
+// name is in their messages, out of SQL's reach.
+constexpr char kContents[] = R"sql(
+ALTER TABLE jobs ADD COLUMN running_ns INTEGER NOT NULL DEFAULT -9223372036854775808;
+CREATE TABLE contents (
+  job INTEGER NOT NULL REFERENCES jobs (number),
+  sha256 TEXT NOT NULL,
+  checkpoint INTEGER NOT NULL,
+  PRIMARY KEY (job, sha256, checkpoint)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX contents_by_sha256 ON contents (sha256, checkpoint);
+INSERT INTO meta VALUES ('contents_to_fill', x'');
+)sql";
+
 static_assert(lemo::v1::Job::SUCCEEDED == 7 && lemo::v1::Job::FAILED == 8 &&
                   lemo::v1::Job::CANCELLED == 9 && lemo::v1::Job::State_MAX == 9,
               "queries take states below SUCCEEDED for those of jobs that have not ended");
@@ -100,7 +118,8 @@ absl::Status ApplyOne(SqlConnection& db, const std::string& sql, size_t version)
 }  // namespace
 
 const std::vector<std::string>& SchemaMigrations() {
-  static const auto* const migrations = new std::vector<std::string>{kFirst};
+  static const auto* const migrations =
+      new std::vector<std::string>{kFirst, kModelFiles, kContents};
   return *migrations;
 }
 

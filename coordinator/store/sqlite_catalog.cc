@@ -93,10 +93,13 @@ absl::Status SqliteStore::DeleteFile(const std::string& name) {
   });
 }
 
-absl::StatusOr<bool> SqliteStore::HasContent(const std::string& sha256) {
+absl::StatusOr<bool> SqliteStore::HasContent(const std::string& sha256, bool checkpoint) {
   const ReaderPool::Lease db = readers_->Take();
-  LEMO_ASSIGN_OR_RETURN(SqlStatement found,
-                        db->Prepare("SELECT 1 FROM files WHERE sha256 = ? LIMIT 1", {sha256}));
+  LEMO_ASSIGN_OR_RETURN(
+      SqlStatement found,
+      db->Prepare("SELECT 1 FROM contents WHERE sha256 = ?1 AND checkpoint = ?2 UNION ALL "
+                  "SELECT 1 FROM files WHERE sha256 = ?1 AND ?2 = 0 LIMIT 1",
+                  {sha256, int64_t{checkpoint}}));
   return found.Step();
 }
 
@@ -109,6 +112,17 @@ absl::Status SqliteStore::CreateModel(const lemo::v1::Model& model) {
                {model.name(), SqlBlob(bytes)}));
     if (inserted == 1) return absl::OkStatus();
     return absl::AlreadyExistsError(absl::StrCat(model.name(), ": the model is there already"));
+  });
+}
+
+absl::Status SqliteStore::ReplaceModel(const lemo::v1::Model& model) {
+  const std::string bytes = SerializeDeterministic(model);
+  return queue_.Commit([&](SqlConnection& db) -> absl::Status {
+    LEMO_ASSIGN_OR_RETURN(
+        const int64_t updated,
+        db.Run("UPDATE models SET model = ? WHERE name = ?", {SqlBlob(bytes), model.name()}));
+    if (updated == 1) return absl::OkStatus();
+    return absl::NotFoundError(absl::StrCat(model.name(), ": no such model"));
   });
 }
 

@@ -129,11 +129,16 @@ absl::StatusOr<std::vector<lemo::v1::JobEvent>> SqliteStore::Events(const std::s
   int64_t number = 0;
   {
     LEMO_ASSIGN_OR_RETURN(SqlStatement found,
-                          db->Prepare("SELECT number, retention FROM jobs WHERE name = ?", {job}));
+                          db->Prepare("SELECT number, retention, last_event FROM jobs "
+                                      "WHERE name = ?",
+                                      {job}));
     LEMO_ASSIGN_OR_RETURN(const bool there, found.Step());
     if (!there) return absl::NotFoundError(absl::StrCat(job, ": no such job"));
     // A history that is being dropped is gone at once: nobody shall see a part of it.
-    if (found.Int(1) != 0) return std::vector<lemo::v1::JobEvent>();
+    if (found.Int(1) != 0 && after_sequence < found.Int(2)) {
+      return absl::OutOfRangeError(
+          absl::StrCat(job, " ended long ago and its events were dropped; the job itself is kept"));
+    }
     number = found.Int(0);
   }
   LEMO_ASSIGN_OR_RETURN(SqlStatement rows,

@@ -81,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Store>> OpenSqliteStore(const std::string& path) 
     LEMO_RETURN_IF_ERROR(CheckIntegrity(*writer));
   }
   LEMO_RETURN_IF_ERROR(Migrate(*writer, SchemaMigrations()));
+  LEMO_RETURN_IF_ERROR(FillContents(*writer));
   const fs::path directory = fs::path(path).parent_path();
   LEMO_RETURN_IF_ERROR(SyncPath(directory.empty() ? fs::path(".") : directory));
   LEMO_ASSIGN_OR_RETURN(std::string token_key,

@@ -44,8 +44,9 @@ class SqliteStore : public Store {
   absl::StatusOr<std::optional<lemo::v1::File>> FindUpload(const std::string& upload_id) override;
   absl::StatusOr<FilePage> ListFiles(int page_size, const std::string& page_token) override;
   absl::Status DeleteFile(const std::string& name) override;
-  absl::StatusOr<bool> HasContent(const std::string& sha256) override;
+  absl::StatusOr<bool> HasContent(const std::string& sha256, bool checkpoint) override;
   absl::Status CreateModel(const lemo::v1::Model& model) override;
+  absl::Status ReplaceModel(const lemo::v1::Model& model) override;
   absl::StatusOr<lemo::v1::Model> GetModel(const std::string& name) override;
   absl::StatusOr<std::vector<lemo::v1::Model>> ListModels() override;
   absl::Status DeleteModel(const std::string& name) override;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -68,7 +69,8 @@ class Store {
   virtual absl::StatusOr<std::set<std::string>> CordonedWorkers() = 0;
   // The largest JobRecord::number ever given; 0 at first.
   virtual absl::StatusOr<int64_t> LastNumber() = 0;
-  // Up to `limit` events after `after_sequence`, in order; none when they have expired. NOT_FOUND.
+  // Up to `limit` events after `after_sequence`, in order. NOT_FOUND; OUT_OF_RANGE when there were
+  // such events and they have expired.
   virtual absl::StatusOr<std::vector<lemo::v1::JobEvent>> Events(const std::string& job,
                                                                  int64_t after_sequence,
                                                                  int limit) = 0;
@@ -85,10 +87,12 @@ class Store {
   // Newest first; sizes and tokens as in ListJobs.
   virtual absl::StatusOr<FilePage> ListFiles(int page_size, const std::string& page_token) = 0;
   virtual absl::Status DeleteFile(const std::string& name) = 0;  // NOT_FOUND
-  // Whether a file of this checksum is named by any File.
-  virtual absl::StatusOr<bool> HasContent(const std::string& sha256) = 0;
+  // Whether content of this checksum is named by any File, or by a job as an artifact; or, for
+  // `checkpoint`, as a part of its checkpoint.
+  virtual absl::StatusOr<bool> HasContent(const std::string& sha256, bool checkpoint = false) = 0;
 
-  virtual absl::Status CreateModel(const lemo::v1::Model& model) = 0;  // ALREADY_EXISTS
+  virtual absl::Status CreateModel(const lemo::v1::Model& model) = 0;   // ALREADY_EXISTS
+  virtual absl::Status ReplaceModel(const lemo::v1::Model& model) = 0;  // NOT_FOUND
   virtual absl::StatusOr<lemo::v1::Model> GetModel(const std::string& name) = 0;
   virtual absl::StatusOr<std::vector<lemo::v1::Model>> ListModels() = 0;  // by name
   virtual absl::Status DeleteModel(const std::string& name) = 0;
@@ -100,6 +104,17 @@ class Store {
   // there. FAILED_PRECONDITION when that is a database in use.
   virtual absl::Status Backup(const std::string& path) = 0;
 };
+
+struct NamedContent {
+  std::string sha256;
+  std::string owner;  // the file or job that names it
+  bool checkpoint = false;
+};
+// All content that the database at `path`, which nobody has open, names; what several name comes
+// several times. Stops at the first error of `visit` and answers that, else how many jobs there
+// are.
+absl::StatusOr<int64_t> VisitContents(
+    const std::string& path, const std::function<absl::Status(const NamedContent&)>& visit);
 
 // SQLite in WAL mode with full sync. Creates the file in an existing directory, or migrates an
 // older schema after a backup beside it (`<path>.v<schema>.backup`); FAILED_PRECONDITION for a

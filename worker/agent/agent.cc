@@ -35,29 +35,34 @@ void Log(const std::string& text) { std::cerr << "lemo-worker: " << text << std:
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options, Watchdog* watchdog) {
+absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options, Watchdog* watchdog,
+                                                     Metrics* metrics) {
   LEMO_ASSIGN_OR_RETURN(Home home, Home::Open(options.directory));
-  std::unique_ptr<Agent> agent(new Agent(std::move(options), std::move(home), watchdog));
+  std::unique_ptr<Agent> agent(new Agent(std::move(options), std::move(home), watchdog, metrics));
   agent->Recover();
   return agent;
 }
 
-Agent::Agent(AgentOptions options, Home home, Watchdog* watchdog)
+Agent::Agent(AgentOptions options, Home home, Watchdog* watchdog, Metrics* metrics)
     : options_(std::move(options)),
       home_(std::move(home)),
       watchdog_(watchdog),
+      metrics_(metrics),
       devices_(ListDevices(options_.cpu_devices, options_.cuda, HostMemoryBytes())),
       host_memory_bytes_(HostMemoryBytes()),
       channel_(Dial(options_.coordinator)),
       stub_(lemo::v1::WorkerService::NewStub(channel_)),
+      jobs_(lemo::v1::JobService::NewStub(channel_)),
       cache_(home_.files(), channel_),
+      models_(home_.models(), channel_),
       sweeper_(channel_, &waker_),
       random_(std::random_device{}()) {}
 
 Agent::~Agent() = default;
 
 AttemptContext Agent::Context() {
-  return {&options_, &devices_, &cache_, stub_.get(), &waker_, watchdog_};
+  return {&options_,   &devices_, &cache_,   &models_, stub_.get(),
+          jobs_.get(), &waker_,   watchdog_, metrics_};
 }
 
 void Agent::Recover() {
@@ -111,6 +116,7 @@ void Agent::Run() {
       if (DrainIsOver(now)) return;
       next = std::min(next, drain_until_);
     }
+    PublishStatus();
     Wait(next);
   }
 }
@@ -379,6 +385,21 @@ Instant Agent::Sweep(Instant now) {
   }
   sweeper_.Ask(std::move(jobs));
   return sweep_due_;
+}
+
+void Agent::PublishStatus() {
+  if (metrics_ == nullptr) return;
+  AgentStatus status;
+  status.connected = welcomed_;
+  status.draining = draining_;
+  if (lease_.granted()) {
+    status.lease_renewed = lease_.renewed();
+    status.lease = lease_.length();
+  }
+  for (const LocalDevice& device : devices_) status.devices.push_back(device.info);
+  status.host_memory_bytes = host_memory_bytes_;
+  for (const auto& [job, attempt] : attempts_) status.attempts.push_back(attempt->Status());
+  metrics_->Publish(std::move(status));
 }
 
 void Agent::Wait(Instant until) {

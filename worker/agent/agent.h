@@ -26,6 +26,8 @@
 #include "worker/agent/home.h"
 #include "worker/agent/job_sweeper.h"
 #include "worker/agent/lease.h"
+#include "worker/agent/metrics.h"
+#include "worker/agent/model_cache.h"
 #include "worker/agent/options.h"
 #include "worker/agent/session.h"
 #include "worker/agent/waker.h"
@@ -37,8 +39,9 @@ class Agent {
  public:
   // Takes the directory, lists devices and models, and ends what an earlier agent left running,
   // which can take up to 20 s. FailedPrecondition when another agent has the directory.
-  // `watchdog` may be null, or must outlive the agent.
-  static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options, Watchdog* watchdog);
+  // `watchdog` and `metrics` may be null, or must outlive the agent.
+  static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options, Watchdog* watchdog,
+                                                       Metrics* metrics = nullptr);
   // Kills all gangs.
   ~Agent();
   Agent(const Agent&) = delete;
@@ -55,7 +58,7 @@ class Agent {
   const std::string& worker() const { return home_.worker(); }
 
  private:
-  Agent(AgentOptions options, Home home, Watchdog* watchdog);
+  Agent(AgentOptions options, Home home, Watchdog* watchdog, Metrics* metrics);
   AttemptContext Context();
 
   void Recover();
@@ -69,6 +72,7 @@ class Agent {
   Instant AdvanceAttempts(Instant now);
   Instant Sweep(Instant now);
   bool DrainIsOver(Instant now);
+  void PublishStatus();
   void Wait(Instant until);
   Attempt* Find(const lemo::v1::AttemptId& id);
   void SendEnd(const lemo::v1::AttemptId& id, lemo::v1::AttemptEnded ended);
@@ -76,13 +80,16 @@ class Agent {
   const AgentOptions options_;
   const Home home_;
   Watchdog* const watchdog_;
+  Metrics* const metrics_;
   Waker waker_;
   std::atomic<int> stop_requests_{0};  // 1: drain, 2: at once
   const std::vector<LocalDevice> devices_;
   const int64_t host_memory_bytes_;
   const std::shared_ptr<grpc::Channel> channel_;  // of transfers
   const std::unique_ptr<lemo::v1::WorkerService::Stub> stub_;
+  const std::unique_ptr<lemo::v1::JobService::Stub> jobs_;
   FileCache cache_;
+  ModelCache models_;
   JobSweeper sweeper_;
   Instant sweep_due_{};
 

@@ -1,5 +1,6 @@
 #include "worker/agent/attempt.h"
 
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,7 +12,9 @@
 #include "common/files.h"
 #include "common/message_json.h"
 #include "common/status_macros.h"
+#include "worker/agent/gang_command.h"
 #include "worker/agent/process_info.h"
+#include "worker/agent/rank_runner.h"
 #include "worker/agent/result_upload.h"
 
 namespace lemo::agent {
@@ -27,6 +30,8 @@ constexpr auto kSweepPause = std::chrono::milliseconds(10);
 // At most so many reads of the event pipe in one turn of the loop, so that one job's flood does not
 // starve the lease.
 constexpr int kReadsPerTurn = 16;
+// More on one machine are a mistake; those of the assignment are compared with its devices.
+constexpr int kRanksMax = 4096;
 
 double UnixSeconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -50,6 +55,14 @@ bool IsFinal(const AttemptEnded& ended) {
           ended.failure().kind() != lemo::v1::Failure::SYSTEM_ERROR);
 }
 
+std::vector<LogTail> LogsOf(const AttemptJournal& journal, const AttemptRecord& record) {
+  std::vector<LogTail> logs;
+  for (int rank = 0; rank < record.ranks; ++rank) {
+    logs.emplace_back(journal.log(rank), rank, record.id.attempt());
+  }
+  return logs;
+}
+
 AttemptEnded Failed(lemo::v1::Failure failure) {
   AttemptEnded ended;
   ended.set_outcome(AttemptEnded::FAILED);
@@ -68,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Attempt>> Attempt::Accept(const AttemptContext& c
   LEMO_RETURN_IF_ERROR(MakeDirectories(directory));
   AttemptRecord record;
   record.id = assignment.id();
+  record.ranks = std::clamp(assignment.ranks(), 1, kRanksMax);
   record.boot_id = BootId();
   record.start_unix_seconds = UnixSeconds();
   LEMO_RETURN_IF_ERROR(journal.Write(record));
@@ -75,14 +89,7 @@ absl::StatusOr<std::unique_ptr<Attempt>> Attempt::Accept(const AttemptContext& c
   std::unique_ptr<Attempt> attempt(
       new Attempt(context, std::move(record), std::move(journal), std::move(spool)));
   attempt->assignment_ = assignment;
-  if (assignment.ranks() > 1) {
-    attempt->End(
-        Failed(SystemError(absl::StrCat("resources.ranks: this worker runs gangs of one "
-                                        "rank only, the job wants ",
-                                        assignment.ranks()))));
-  } else {
-    attempt->StartFetching();
-  }
+  attempt->StartFetching();
   return attempt;
 }
 
@@ -121,8 +128,7 @@ Attempt::Attempt(const AttemptContext& context, AttemptRecord record, AttemptJou
     : context_(context),
       record_(std::move(record)),
       journal_(std::move(journal)),
-      outbox_(record_.id, std::move(spool),
-              LogTail(journal_.log(0), /*rank=*/0, record_.id.attempt())) {}
+      outbox_(record_.id, std::move(spool), LogsOf(journal_, record_)) {}
 
 Attempt::~Attempt() {
   DropGang();
@@ -132,12 +138,32 @@ Attempt::~Attempt() {
   }
 }
 
+AttemptStatus Attempt::Status() const {
+  AttemptStatus status;
+  status.job = record_.id.job();
+  status.waiting_events = outbox_.waiting_events();
+  status.spool_bytes = outbox_.spool_bytes();
+  if (gang_ != nullptr) {
+    status.state = AttemptStatus::State::kRunning;
+    status.group = gang_->leader();
+    status.devices.assign(assignment_.devices().begin(), assignment_.devices().end());
+    status.step = last_step_;
+    status.checkpoint = last_checkpoint_;
+  } else if (!ended()) {
+    status.state =
+        handing_over_ ? AttemptStatus::State::kHandingOver : AttemptStatus::State::kFetching;
+  }
+  return status;
+}
+
 void Attempt::StartFetching() {
   transfer_ = std::make_unique<Transfer>();
   Transfer* transfer = transfer_.get();
   const std::vector<lemo::v1::InputFile> files(assignment_.files().begin(),
                                                assignment_.files().end());
-  transfer->thread = std::thread([transfer, files, cache = context_.cache, waker = context_.waker] {
+  transfer->thread = std::thread([transfer, files, assignment = assignment_, cache = context_.cache,
+                                  models = context_.models, jobs = context_.jobs,
+                                  out = journal_.out(), waker = context_.waker] {
     for (const lemo::v1::InputFile& file : files) {
       absl::StatusOr<fs::path> path = cache->Fetch(file, &transfer->canceller);
       if (!path.ok()) {
@@ -145,6 +171,23 @@ void Attempt::StartFetching() {
         break;
       }
       transfer->files[file.name()] = path->string();
+    }
+    // Jobs of coordinators that knew no files of models have none.
+    if (transfer->status.ok() && !assignment.model_files().empty()) {
+      auto model = models->Prepare(assignment, &transfer->canceller);
+      transfer->status = model.status();
+      if (model.ok()) transfer->model = *std::move(model);
+    }
+    if (transfer->status.ok() && assignment.has_checkpoint()) {
+      const absl::Status status = FetchCheckpoint(assignment.id().job(), assignment.checkpoint(),
+                                                  out, jobs, &transfer->canceller);
+      if (absl::IsCancelled(status)) {
+        transfer->status = status;
+      } else if (!status.ok()) {
+        std::cerr << "lemo-worker: " << assignment.id().job()
+                  << ": begins without the checkpoint of step " << assignment.checkpoint().step()
+                  << ": " << status.message() << "\n";
+      }
     }
     transfer->done = true;
     waker->Wake();
@@ -184,36 +227,56 @@ void Attempt::FinishTransfer() {
       *ended.add_artifacts() = std::move(artifact);
     }
     End(std::move(ended));
-  } else if (absl::Status status = StartGang(transfer->files); !status.ok()) {
+  } else if (absl::Status status = StartGang(*transfer); !status.ok()) {
     End(Failed(SystemError(std::string(status.message()))));
   }
 }
 
-absl::Status Attempt::StartGang(const std::map<std::string, std::string>& files) {
-  const int index = assignment_.devices_size() == 1 ? assignment_.devices(0) : -1;
-  if (index < 0 || index >= static_cast<int>(context_.devices->size())) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("devices: ", assignment_.devices_size(), " devices, the first ", index,
-                     "; this worker has ", context_.devices->size()));
+absl::Status Attempt::StartGang(const Transfer& transfer) {
+  std::vector<std::string> devices;  // of the ranks
+  for (const int index : assignment_.devices()) {
+    if (index < 0 || index >= static_cast<int>(context_.devices->size())) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("devices: ", index, "; this worker has ", context_.devices->size()));
+    }
+    devices.push_back((*context_.devices)[static_cast<size_t>(index)].train_name);
   }
-  if (!UnderRoots(assignment_.model_path(), context_.options->model_roots)) {
+  if (static_cast<int>(devices.size()) != record_.ranks) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("devices: ", devices.size(), " for ", record_.ranks, " ranks"));
+  }
+  if (transfer.model == nullptr &&
+      !UnderRoots(assignment_.model_path(), context_.options->model_roots)) {
     return absl::FailedPreconditionError(absl::StrCat("model_path: ", assignment_.model_path(),
                                                       " is under no model root of this worker"));
   }
-  const LocalPaths paths{.files = files,
+  model_ = transfer.model;
+  const LocalPaths paths{.files = transfer.files,
+                         .model = model_ != nullptr ? model_->string() : assignment_.model_path(),
                          .out = journal_.out().string(),
-                         .device = (*context_.devices)[static_cast<size_t>(index)].train_name};
-  LEMO_ASSIGN_OR_RETURN(const lemo::v1::RunSpec spec, MakeRankSpec(assignment_, paths));
-  LEMO_RETURN_IF_ERROR(WriteFileAtomic(journal_.spec(), MessageToJson(spec, {}).dump(1) + "\n"));
+                         .device = devices[0]};
+  LEMO_ASSIGN_OR_RETURN(lemo::v1::RunSpec spec, MakeRankSpec(assignment_, paths));
+  const bool alone = record_.ranks == 1;
+  for (size_t rank = 0; rank < devices.size(); ++rank) {
+    spec.set_device(devices[rank]);
+    LEMO_RETURN_IF_ERROR(
+        WriteFileAtomic(alone ? journal_.spec() : journal_.spec(absl::StrCat(rank)),
+                        MessageToJson(spec, {}).dump(1) + "\n"));
+  }
   names_ = PathNames(assignment_, paths);
-  GangOptions options;
-  options.command = {context_.options->train.string(),
-                     journal_.spec().string(),
-                     "--resume",
-                     "auto",
-                     "--events",
-                     "fd:3"};
-  options.log = journal_.log(0);
+  const fs::path spec_path = alone ? journal_.spec() : journal_.spec(kRankPlace);
+  LEMO_ASSIGN_OR_RETURN(
+      GangCommand command,
+      MakeGangCommand({.ranks = record_.ranks,
+                       .command = {context_.options->train.string(), spec_path.string(), "--resume",
+                                   "auto", "--events", "fd:3"},
+                       .directory = journal_.directory(),
+                       .attempt = record_.id.attempt(),
+                       .worker = context_.options->program}));
+  GangOptions options{.command = std::move(command.command),
+                      .environment = std::move(command.environment),
+                      .log = alone ? journal_.log(0) : journal_.mpirun_log(),
+                      .stop_signal = command.stop_signal};
   // Jobs that share the CPU get a share of its cores each, unless the operator has said otherwise.
   if (const int sharing = context_.options->cpu_devices;
       paths.device == "cpu" && sharing > 1 && ::getenv("OMP_NUM_THREADS") == nullptr) {
@@ -222,21 +285,29 @@ absl::Status Attempt::StartGang(const std::map<std::string, std::string>& files)
     options.environment.push_back(
         "OMP_WAIT_POLICY=passive");  // spinning would take the others' share
   }
-  LEMO_ASSIGN_OR_RETURN(gang_, Gang::Start(options));
+  // A gang that nobody would find after this agent's death, or end while it is stopped, must not
+  // live.
+  options.before_exec = [this](pid_t leader) -> absl::Status {
+    record_.leader = leader;
+    record_.start_ticks = StartTicks(leader).value_or(0);
+    record_.start_unix_seconds = UnixSeconds();
+    LEMO_RETURN_IF_ERROR(journal_.Write(record_));
+    return context_.watchdog == nullptr ? absl::OkStatus() : context_.watchdog->Watch(leader);
+  };
+  if (context_.watchdog != nullptr) options.not_after = context_.watchdog->Deadline();
+  auto gang = Gang::Start(options);
+  if (!gang.ok()) {
+    if (context_.watchdog != nullptr) context_.watchdog->Unwatch(std::exchange(record_.leader, 0));
+    return gang.status();
+  }
+  gang_ = *std::move(gang);
+  if (context_.metrics != nullptr) context_.metrics->OnGangStarted();
+  share_ = std::make_unique<CheckpointShare>(record_.id, journal_.out(), journal_.share(),
+                                             assignment_.shared_checkpoint_bytes(),
+                                             context_.coordinator, context_.waker);
   started_at_ = BootClock::now();
   limits_due_ = started_at_;
-  record_.leader = gang_->leader();
-  record_.start_ticks = StartTicks(gang_->leader()).value_or(0);
-  record_.start_unix_seconds = UnixSeconds();
   outbox_.SetStarted();
-  // A gang that nobody would find after this agent's death must not live.
-  absl::Status status = journal_.Write(record_);
-  if (status.ok() && context_.watchdog != nullptr) {
-    status = context_.watchdog->Watch(gang_->leader());
-  }
-  if (!status.ok()) {
-    EndGang(SystemError(std::string(status.message())));
-  }
   return absl::OkStatus();
 }
 
@@ -248,6 +319,10 @@ void Attempt::AddPollFds(std::vector<pollfd>* fds) const {
 
 Instant Attempt::Advance(Instant now) {
   if (transfer_ != nullptr && transfer_->done) FinishTransfer();
+  if (share_ != nullptr) {
+    if (auto checkpoint = share_->Advance()) outbox_.SetCheckpoint(*std::move(checkpoint));
+    if (pending_end_ && !share_->busy()) End(*std::exchange(pending_end_, std::nullopt));
+  }
   if (gang_ == nullptr) return kNever;
   // Asked first: what the ranks wrote before they were gone is then in the pipe.
   const bool gone = gang_->Poll(now);
@@ -279,8 +354,11 @@ void Attempt::ReadEvents() {
   if (!gang_->sweeping() && gang_->status() && events.ok() && events->empty()) events_over_ = true;
   if (events.ok() && !events->empty()) {
     for (lemo::v1::RunEvent& event : *events) {
+      if (event.has_checkpoint()) share_->Offer(event.checkpoint());
       names_.Restore(&event);
       if (event.has_error()) end_.error = event.error();
+      if (event.has_step()) last_step_ = event.step();
+      if (event.has_checkpoint()) last_checkpoint_ = BootClock::now();
     }
     absl::Status status = outbox_.Add(*std::move(events));
     if (!status.ok()) {
@@ -316,21 +394,56 @@ void Attempt::DropGang() {
   if (gang_ == nullptr) return;
   const pid_t group = gang_->leader();
   gang_ = nullptr;
+  model_ = nullptr;
   if (context_.watchdog != nullptr) context_.watchdog->Unwatch(group);
+}
+
+// Of several ranks each has noted its end; mpirun's own says only that some rank failed.
+void Attempt::FindFirstFailure() {
+  end_.ranks = record_.ranks;
+  std::vector<std::optional<RankEnd>> ends;
+  for (int rank = 0; rank < record_.ranks; ++rank) {
+    ends.push_back(ReadRankEnd(journal_.rank_end(rank)));
+  }
+  std::error_code ignored;
+  fs::remove_all(ScratchOf(journal_.directory()), ignored);
+  if (const std::optional<int> rank = FirstToFail(ends)) {
+    end_.rank = *rank;
+    end_.status = ends[static_cast<size_t>(*rank)]->status;
+    return;
+  }
+  const bool all_noted =
+      std::all_of(ends.begin(), ends.end(), [](const auto& end) { return end.has_value(); });
+  if (end_.status == 0 && all_noted) return;
+  if (end_.status == 0) end_.status = W_EXITCODE(1, 0);  // whoever is silent has not succeeded
+  if (!end_.asked_to_stop && !end_.failure) {
+    end_.failure = SystemError(absl::StrCat(
+        "mpirun ",
+        WIFSIGNALED(end_.status) ? absl::StrCat("was ended by signal ", WTERMSIG(end_.status))
+                                 : absl::StrCat("left with code ", WEXITSTATUS(end_.status)),
+        " though no rank had failed: ", LastBytes(journal_.mpirun_log(), kLogTailBytes)));
+  }
 }
 
 void Attempt::FinishGang() {
   end_.status = gang_->status().value_or(0);
-  end_.log_tail = LastBytes(journal_.log(0), kLogTailBytes);
+  if (record_.ranks > 1) FindFirstFailure();
+  end_.log_tail = LastBytes(journal_.log(end_.rank), kLogTailBytes);
   record_.run_seconds = ToSeconds(BootClock::now() - started_at_);
   DropGang();
   kill_at_ = kNever;
   if (forgotten_) return;
   AttemptEnded ended = Judge(end_);
   if (ended.outcome() != AttemptEnded::SUCCEEDED) {
-    End(std::move(ended));
+    // Its last checkpoint goes first: after its end an attempt has nothing more to say.
+    if (share_->busy()) {
+      pending_end_ = std::move(ended);
+    } else {
+      End(std::move(ended));
+    }
     return;
   }
+  share_ = nullptr;
   record_.succeeded = true;
   absl::Status status = outbox_.SyncEvents();
   if (status.ok()) status = journal_.Write(record_);
@@ -351,6 +464,7 @@ void Attempt::End(AttemptEnded ended) {
   // ends the attempt as a fault of the machine, which a full disk is.
   if (!status.ok()) std::cerr << "lemo-worker: " << status.message() << "\n";
   final_ = IsFinal(ended);
+  if (context_.metrics != nullptr) context_.metrics->OnAttemptEnded(ended);
   outbox_.SetEnded(std::move(ended));
 }
 
@@ -369,6 +483,7 @@ void Attempt::Stop(Instant now, BootClock::duration patience) {
 void Attempt::Kill() {
   if (ended()) return;
   end_.asked_to_stop = true;
+  if (share_ != nullptr) share_->Cancel();
   if (gang_ != nullptr) {
     gang_->Kill();
   } else if (transfer_ != nullptr) {
@@ -383,6 +498,7 @@ void Attempt::Fence(Instant kill_at) {
     end_.failure = SystemError(
         "the coordinator could not be reached: the ranks were ended before the lease was over");
   }
+  if (share_ != nullptr) share_->Cancel();
   if (gang_ != nullptr) {
     gang_->AskToStop();
     kill_at_ = std::min(kill_at_, kill_at);
@@ -393,6 +509,7 @@ void Attempt::Fence(Instant kill_at) {
 
 void Attempt::Forget() {
   forgotten_ = true;
+  if (share_ != nullptr) share_->Cancel();
   if (gang_ != nullptr) gang_->Kill();
   if (transfer_ != nullptr) transfer_->canceller.Cancel();
 }

@@ -14,11 +14,14 @@
 #include "absl/status/statusor.h"
 #include "lemo/v1/worker_service.grpc.pb.h"
 #include "worker/agent/attempt_journal.h"
+#include "worker/agent/checkpoint_share.h"
 #include "worker/agent/devices.h"
 #include "worker/agent/event_reader.h"
 #include "worker/agent/file_cache.h"
 #include "worker/agent/gang.h"
 #include "worker/agent/limits.h"
+#include "worker/agent/metrics.h"
+#include "worker/agent/model_cache.h"
 #include "worker/agent/options.h"
 #include "worker/agent/outbox.h"
 #include "worker/agent/rank_spec.h"
@@ -33,9 +36,12 @@ struct AttemptContext {
   const AgentOptions* options = nullptr;
   const std::vector<LocalDevice>* devices = nullptr;
   FileCache* cache = nullptr;
+  ModelCache* models = nullptr;
   lemo::v1::WorkerService::Stub* coordinator = nullptr;
+  lemo::v1::JobService::Stub* jobs = nullptr;
   Waker* waker = nullptr;
   Watchdog* watchdog = nullptr;  // may be null
+  Metrics* metrics = nullptr;    // may be null
 };
 
 // Fetches files (a thread of its own), runs the gang, spools its events, hands over the result
@@ -63,6 +69,7 @@ class Attempt {
   bool ended() const { return outbox_.ended(); }
   // Whether processes of it live.
   bool running() const { return gang_ != nullptr; }
+  AttemptStatus Status() const;
 
   // Descriptors to wait for.
   void AddPollFds(std::vector<pollfd>* fds) const;
@@ -91,6 +98,7 @@ class Attempt {
     std::atomic<bool> done{false};
     absl::Status status;
     std::map<std::string, std::string> files;   // of fetching: name -> path
+    ModelDirectory model;                       // of fetching
     std::vector<lemo::v1::Artifact> artifacts;  // of handing over
   };
 
@@ -99,9 +107,10 @@ class Attempt {
   void StartFetching();
   void StartHandingOver();
   void FinishTransfer();
-  absl::Status StartGang(const std::map<std::string, std::string>& files);
+  absl::Status StartGang(const Transfer& transfer);
   void ReadEvents();
   void CheckLimits(Instant now);
+  void FindFirstFailure();
   void FinishGang();
   void DropGang();
   void End(lemo::v1::AttemptEnded ended);
@@ -117,10 +126,15 @@ class Attempt {
 
   std::unique_ptr<Transfer> transfer_;
   bool handing_over_ = false;
+  ModelDirectory model_;  // while the gang reads it
   std::unique_ptr<Gang> gang_;
+  std::unique_ptr<CheckpointShare> share_;             // from the gang's start on
+  std::optional<lemo::v1::AttemptEnded> pending_end_;  // waits for the last checkpoint to be shared
   EventReader reader_;
   bool events_over_ = false;
   Instant started_at_{};
+  std::optional<lemo::v1::StepEvent> last_step_;
+  std::optional<Instant> last_checkpoint_;
   Instant kill_at_ = kNever;
   Instant limits_due_{};
   GangEnd end_;  // filled in as it becomes known

@@ -1,9 +1,12 @@
 #include "worker/agent/attempt_journal.h"
 
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "worker/agent/gang_command.h"
 #include "worker/agent/process_info.h"
 
 namespace lemo::agent {
@@ -16,6 +19,7 @@ constexpr char kRecordName[] = "attempt.json";
 absl::Status AttemptJournal::Write(const AttemptRecord& record) const {
   const nlohmann::ordered_json json = {{"job", record.id.job()},
                                        {"attempt", record.id.attempt()},
+                                       {"ranks", record.ranks},
                                        {"leader", record.leader},
                                        {"start_ticks", record.start_ticks},
                                        {"boot_id", record.boot_id},
@@ -33,6 +37,7 @@ absl::StatusOr<AttemptRecord> AttemptJournal::Read(const std::filesystem::path& 
   try {
     record.id.set_job(json.at("job").get<std::string>());
     record.id.set_attempt(json.at("attempt").get<int>());
+    record.ranks = json.value("ranks", 1);
     record.leader = json.at("leader").get<pid_t>();
     record.start_ticks = json.at("start_ticks").get<uint64_t>();
     record.boot_id = json.at("boot_id").get<std::string>();
@@ -59,10 +64,26 @@ std::optional<lemo::v1::AttemptEnded> AttemptJournal::ReadEnded() const {
 
 void AttemptJournal::Remove() const {
   std::error_code ignored;
+  std::filesystem::remove_all(share(), ignored);
+  std::filesystem::remove_all(ScratchOf(directory_), ignored);
+  // However many ranks there were: `rank-R-N.log`, `rank-R-N.end`, `run-R.json`.
+  const std::string log_end = Numbered("-", ".log").filename().string();
+  const std::string end_end = Numbered("-", ".end").filename().string();
+  std::vector<std::filesystem::path> of_ranks;
+  for (std::filesystem::directory_iterator entry(directory_, ignored), end;
+       !ignored && entry != end; entry.increment(ignored)) {
+    const std::string name = entry->path().filename().string();
+    const bool of_rank =
+        name.starts_with("rank-") && (name.ends_with(log_end) || name.ends_with(end_end));
+    if (of_rank || (name.starts_with("run-") && name.ends_with(".json"))) {
+      of_ranks.push_back(entry->path());
+    }
+  }
+  for (const auto& path : of_ranks) std::filesystem::remove(path, ignored);
   // The record last: until then a restarted agent takes the attempt up again, and hears anew that
   // it is forgotten.
   for (const auto& path :
-       {spool(), log(0), spec(), Numbered("ended-", ""), directory_ / kRecordName}) {
+       {spool(), mpirun_log(), spec(), Numbered("ended-", ""), directory_ / kRecordName}) {
     std::filesystem::remove(path, ignored);
   }
   std::filesystem::remove(directory_, ignored);  // when nothing else is in it

@@ -16,6 +16,7 @@ namespace lemo::agent {
 
 struct AttemptRecord {
   lemo::v1::AttemptId id;
+  int ranks = 1;
   pid_t leader = 0;  // 0: no rank was started
   uint64_t start_ticks = 0;
   std::string boot_id;
@@ -35,8 +36,19 @@ class AttemptJournal {
   std::filesystem::path log(int rank) const {
     return Numbered("rank-" + std::to_string(rank) + "-", ".log");
   }
+  // How one of several ranks ended; see rank_runner.h.
+  std::filesystem::path rank_end(int rank) const {
+    return Numbered("rank-" + std::to_string(rank) + "-", ".end");
+  }
+  // What mpirun says, which starts several.
+  std::filesystem::path mpirun_log() const { return Numbered("mpirun-", ".log"); }
   std::filesystem::path spec() const { return directory_ / "run.json"; }
+  // Of one of several ranks, or with kRankPlace for its number.
+  std::filesystem::path spec(const std::string& rank) const {
+    return directory_ / ("run-" + rank + ".json");
+  }
   std::filesystem::path out() const { return directory_ / "out"; }
+  std::filesystem::path share() const { return directory_ / "share"; }
   const std::filesystem::path& directory() const { return directory_; }
 
   absl::Status Write(const AttemptRecord& record) const;

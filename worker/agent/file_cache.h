@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "lemo/v1/file_service.grpc.pb.h"
 #include "lemo/v1/worker_service.pb.h"
+#include "worker/agent/fetch.h"
 #include "worker/agent/uplink.h"
 
 namespace lemo::agent {
@@ -32,9 +33,6 @@ class FileCache {
   void RemoveUnused(std::chrono::hours age);
 
  private:
-  // One call, appending to `part` from its end.
-  grpc::Status Download(const lemo::v1::InputFile& file, const std::filesystem::path& part,
-                        Canceller* canceller, absl::Status* local);
   absl::Status FetchAlone(const lemo::v1::InputFile& file, const std::filesystem::path& path,
                           Canceller* canceller);
 

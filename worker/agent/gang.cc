@@ -30,18 +30,29 @@ constexpr auto kSweepPatience = std::chrono::seconds(10);
 struct Launch {
   std::vector<char*> argv;
   std::vector<char*> environment;
+  char* mark_digits;  // in the environment
   pid_t parent;
+  int parent_death_signal;
   int log;
   int events;
   int fault;
+  int go[2];  // a byte comes, or the end when it is not to go on
+  Instant not_after;
 };
 
 [[noreturn]] void BecomeRank(const Launch& launch) {
-  ::setpgid(0, 0);
-  ::prctl(PR_SET_PDEATHSIG, SIGTERM);
+  ::setsid();
+  ::prctl(PR_SET_PDEATHSIG, launch.parent_death_signal);
   // The agent may have died before the line above.
   if (::getppid() != launch.parent) ::_exit(127);
-  for (int signal : {SIGTERM, SIGINT, SIGPIPE, SIGHUP, SIGCHLD}) ::signal(signal, SIG_DFL);
+  ::close(launch.go[1]);
+  char byte;
+  if (::read(launch.go[0], &byte, 1) != 1) ::_exit(127);
+  for (int signal : {SIGTERM, SIGINT, SIGPIPE, SIGHUP, SIGCHLD, SIGUSR1}) {
+    ::signal(signal, SIG_DFL);
+  }
+  char* digit = launch.mark_digits;
+  for (pid_t rest = ::getpid(); rest > 0; rest /= 10) *--digit = static_cast<char>('0' + rest % 10);
   sigset_t none;
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -52,8 +63,11 @@ struct Launch {
   ::dup2(launch.events, kEventsFd);
   ::dup3(launch.fault, kFaultFd, O_CLOEXEC);
   ::syscall(SYS_close_range, kFaultFd + 1, ~0U, 0);
-  ::execve(launch.argv[0], launch.argv.data(), launch.environment.data());
-  const int error = errno;
+  int error = ETIME;
+  if (BootClock::now() < launch.not_after) {
+    ::execve(launch.argv[0], launch.argv.data(), launch.environment.data());
+    error = errno;
+  }
   [[maybe_unused]] const ssize_t written = ::write(kFaultFd, &error, sizeof(error));
   ::_exit(127);
 }
@@ -121,9 +135,13 @@ bool WaitFor(pid_t pid, BootClock::duration patience) {
 
 absl::StatusOr<std::unique_ptr<Gang>> Gang::Start(const GangOptions& options) {
   std::vector<std::string> words = options.command;
-  std::vector<std::string> environment = Environment(options.environment);
-  Pipe events, fault;
-  if (!events.Open() || !fault.Open()) return ErrnoStatus(errno, "make a pipe for", words[0]);
+  std::vector<std::string> changes = options.environment;
+  changes.push_back(GangMark(0));  // the leader puts its own number there
+  std::vector<std::string> environment = Environment(changes);
+  std::string& mark = environment[changes.size() - 1];
+  Pipe events, fault, go;
+  if (!events.Open() || !fault.Open() || !go.Open())
+    return ErrnoStatus(errno, "make a pipe for", words[0]);
   ::fcntl(events.read, F_SETFL, O_NONBLOCK);
   int log = ::open(options.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (log < 0) return ErrnoStatus(errno, "open", options.log);
@@ -131,14 +149,25 @@ absl::StatusOr<std::unique_ptr<Gang>> Gang::Start(const GangOptions& options) {
   absl::Cleanup close_log = [log] { ::close(log); };
   const Launch launch{.argv = Pointers(words),
                       .environment = Pointers(environment),
+                      .mark_digits = mark.data() + mark.size(),
                       .parent = ::getpid(),
+                      .parent_death_signal = options.stop_signal,
                       .log = log,
                       .events = events.write,
-                      .fault = fault.write};
+                      .fault = fault.write,
+                      .go = {go.read, go.write},
+                      .not_after = options.not_after};
   const pid_t pid = ::fork();
   if (pid < 0) return ErrnoStatus(errno, "fork for", words[0]);
   if (pid == 0) BecomeRank(launch);
-  ::setpgid(pid, pid);  // so that the group exists whichever of the two runs first
+  if (const absl::Status status = options.before_exec ? options.before_exec(pid) : absl::OkStatus();
+      !status.ok()) {
+    ::close(std::exchange(go.write, -1));
+    ::waitpid(pid, nullptr, 0);
+    return status;
+  }
+  [[maybe_unused]] const ssize_t went = ::write(go.write, "", 1);
+  ::close(std::exchange(go.write, -1));
   ::close(std::exchange(events.write, -1));
   ::close(std::exchange(fault.write, -1));
   int error = 0;
@@ -150,7 +179,8 @@ absl::StatusOr<std::unique_ptr<Gang>> Gang::Start(const GangOptions& options) {
     ::waitpid(pid, nullptr, 0);
     return ErrnoStatus(error, "start", words[0]);
   }
-  return std::unique_ptr<Gang>(new Gang(pid, OpenPidfd(pid), std::exchange(events.read, -1)));
+  return std::unique_ptr<Gang>(
+      new Gang(pid, OpenPidfd(pid), std::exchange(events.read, -1), options.stop_signal));
 }
 
 Gang::~Gang() {
@@ -159,8 +189,6 @@ Gang::~Gang() {
     int status = 0;
     while (::waitpid(leader_, &status, 0) < 0 && errno == EINTR) {
     }
-    // Once more: the leader may have started others between the signal and its own end.
-    ::kill(-leader_, SIGKILL);
     status_ = status;
   }
   const Instant deadline = BootClock::now() + kSweepPatience;
@@ -173,11 +201,13 @@ Gang::~Gang() {
 
 void Gang::AskToStop() {
   if (std::exchange(asked_, true) || status_) return;
-  ::kill(-leader_, SIGTERM);
+  // A group's SIGTERM reaches what a rank has started, too; other signals are an agreement with the
+  // leader alone.
+  ::kill(stop_signal_ == SIGTERM ? -leader_ : leader_, stop_signal_);
 }
 
 void Gang::Kill() {
-  if (!gone_) ::kill(-leader_, SIGKILL);
+  if (!gone_) KillGang(leader_, &killed_);
 }
 
 bool Gang::Poll(Instant now) {
@@ -188,23 +218,21 @@ bool Gang::Poll(Instant now) {
     if (::waitid(P_PID, leader_, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == 0) {
       return false;
     }
-    ::kill(-leader_, SIGKILL);
+    KillGang(leader_, &killed_);
     int status = 0;
     ::waitpid(leader_, &status, 0);
     status_ = status;
     swept_since_ = now;
     if (exit_fd_ >= 0) ::close(std::exchange(exit_fd_, -1));
   }
-  // Orphans of the group become the agent's children (it is a subreaper), or init's.
-  while (::waitpid(-leader_, nullptr, WNOHANG) > 0) {
-  }
-  if (::kill(-leader_, 0) != 0 && errno == ESRCH) {
+  // Orphans become the agent's children (it is a subreaper), or init's.
+  ReapGang(leader_, killed_);
+  if (!KillGang(leader_, &killed_)) {
+    ReapGang(leader_, killed_);
     gone_ = true;
   } else if (swept_since_ != Instant{} && now - swept_since_ > kSweepPatience) {
     std::cerr << "lemo-worker: a process of group " << leader_ << " does not end when killed\n";
     gone_ = true;
-  } else {
-    ::kill(-leader_, SIGKILL);
   }
   return gone_;
 }
@@ -215,8 +243,8 @@ void EndLeftover(pid_t leader, uint64_t start_ticks, BootClock::duration patienc
   // the kernel gives no process the number of a living group.
   if (found && *found != start_ticks) return;
   if (found) WaitFor(leader, patience);
-  ::kill(-leader, SIGKILL);
-  if (found) WaitFor(leader, kSweepPatience);
+  const Instant deadline = BootClock::now() + kSweepPatience;
+  while (KillGang(leader) && BootClock::now() < deadline) ::poll(nullptr, 0, 10);
 }
 
 }  // namespace lemo::agent

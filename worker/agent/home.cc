@@ -40,7 +40,7 @@ std::string RandomId() {
 }  // namespace
 
 absl::StatusOr<Home> Home::Open(const fs::path& directory) {
-  for (const char* folder : {"files", "jobs"}) {
+  for (const char* folder : {"files", "jobs", "models"}) {
     LEMO_RETURN_IF_ERROR(MakeDirectories(directory / folder));
   }
   const fs::path lock_path = directory / "lock";

@@ -3,7 +3,8 @@
 //   id                    `workers/{id}`, made once
 //   lock                  held by the agent that lives here
 //   files/{sha256}        input files
-//   jobs/{id}/            of one job: attempt.json, run.json, events-N, ended-N, rank-0-N.log, out/
+//   models/               known.json, and {fingerprint}/ of models that were fetched
+//   jobs/{id}/            of one job: attempt.json, run.json, events-N, ended-N, rank-R-N.log, out/
 #pragma once
 
 #include <filesystem>
@@ -25,6 +26,7 @@ class Home {
 
   const std::string& worker() const { return worker_; }  // `workers/{id}`
   std::filesystem::path files() const { return directory_ / "files"; }
+  std::filesystem::path models() const { return directory_ / "models"; }
   std::filesystem::path jobs() const { return directory_ / "jobs"; }
   // Of `jobs/{id}`; nullopt when the name is not of that form, so that no name leaves the
   // directory.

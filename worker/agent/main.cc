@@ -11,8 +11,11 @@
 #include <thread>
 #include <vector>
 
+#include "common/metrics_server.h"
 #include "worker/agent/agent.h"
+#include "worker/agent/metrics.h"
 #include "worker/agent/options.h"
+#include "worker/agent/rank_runner.h"
 #include "worker/agent/watchdog.h"
 
 namespace lemo::agent {
@@ -58,6 +61,8 @@ class StopSignals {
 };
 
 int Main(const std::vector<std::string>& args) {
+  // Of the agent's own: what mpirun starts for each of several ranks.
+  if (!args.empty() && args[0] == "rank") return RunRank({args.begin() + 1, args.end()});
   std::error_code ignored;
   const CommandLine command = ParseCommandLine(
       args, std::filesystem::read_symlink("/proc/self/exe", ignored), LEMO_VERSION);
@@ -66,6 +71,7 @@ int Main(const std::vector<std::string>& args) {
     return command.exit_code;
   }
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);  // a file that is too large is an error to handle, as a full disk
   // What a rank starts and leaves behind becomes this process's child, which reaps it.
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   auto watchdog = Watchdog::Start();
@@ -74,11 +80,19 @@ int Main(const std::vector<std::string>& args) {
     return 4;
   }
   StopSignals signals;
-  auto agent = Agent::Create(command.options, watchdog->get());
+  Metrics metrics(command.options.directory, LEMO_VERSION);
+  auto agent = Agent::Create(command.options, watchdog->get(), &metrics);
   if (!agent.ok()) {
     std::cerr << "lemo-worker: " << agent.status().message() << "\n";
     return agent.status().code() == absl::StatusCode::kInternal ? 4 : 2;
   }
+  const auto server = metrics::Server::Start(command.options.metrics_listen, metrics.registry(),
+                                             command.options.directory / "metrics_address");
+  if (!server.ok()) {
+    std::cerr << "lemo-worker: " << server.status().message() << "\n";
+    return 2;
+  }
+  if (*server) std::cout << "metrics on http://" << (*server)->address() << "/metrics" << std::endl;
   signals.Serve(agent->get());
   (*agent)->Run();
   const int killed_by = signals.End();

@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <sstream>
 
+#include "absl/strings/str_cat.h"
+#include "common/metrics_server.h"
+
 namespace lemo::agent {
 namespace {
 
@@ -58,9 +61,18 @@ CommandLine ParseCommandLine(const std::vector<std::string>& args, const fs::pat
       ->check(CLI::IsMember({"auto", "none"}))
       ->capture_default_str();
   app.add_option("--model-root", options.model_roots,
-                 "A directory under which base models lie; may be repeated")
+                 "A directory under which base models lie: jobs whose model is here come to this "
+                 "worker first, others are fetched; may be repeated")
       ->type_name("DIR")
       ->check(CLI::ExistingDirectory);
+
+  bool insecure = false;
+  app.add_option("--metrics-listen", options.metrics_listen,
+                 "Where /metrics is served for Prometheus; port 0 takes a free one, written to "
+                 "DIR/metrics_address [nowhere]")
+      ->type_name("HOST:PORT");
+  app.add_flag("--insecure-listen", insecure,
+               "Serve metrics beyond this machine although nothing is encrypted");
 
   try {
     std::vector<std::string> reversed(args.rbegin(), args.rend());
@@ -73,7 +85,15 @@ CommandLine ParseCommandLine(const std::vector<std::string>& args, const fs::pat
     command.text = code == 0 ? out.str() : err.str();
     return command;
   }
+  if (const absl::Status valid = metrics::CheckListen(options.metrics_listen, insecure);
+      !valid.ok()) {
+    command.exit = true;
+    command.exit_code = 2;
+    command.text = absl::StrCat("lemo-worker: ", std::string(valid.message()), "\n");
+    return command;
+  }
   options.cuda = cuda == "auto";
+  options.program = program;
   options.train = train.empty() ? FindTrain(program) : fs::path(train);
   if (options.train.is_relative()) options.train = fs::absolute(options.train);
   options.directory = fs::absolute(options.directory).lexically_normal();

@@ -12,10 +12,12 @@ struct AgentOptions {
   std::filesystem::path directory;  // absolute; made if it is not there
   std::string host;                 // what lists show
   std::string version;
-  std::filesystem::path train;  // the lemo-train program
+  std::filesystem::path train;    // the lemo-train program
+  std::filesystem::path program;  // lemo-worker itself
   int cpu_devices = 1;
   bool cuda = true;  // look for CUDA devices
   std::vector<std::filesystem::path> model_roots;
+  std::string metrics_listen;  // HOST:PORT of /metrics; empty: none
 };
 
 // Either options to run with, or a text to print and a code to leave with (`exit` is set): --help

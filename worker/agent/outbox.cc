@@ -20,8 +20,8 @@ constexpr auto kEndPause = std::chrono::seconds(3);
 
 }  // namespace
 
-Outbox::Outbox(lemo::v1::AttemptId id, Spool spool, LogTail log)
-    : id_(std::move(id)), spool_(std::move(spool)), log_(std::move(log)) {}
+Outbox::Outbox(lemo::v1::AttemptId id, Spool spool, std::vector<LogTail> logs)
+    : id_(std::move(id)), spool_(std::move(spool)), logs_(std::move(logs)) {}
 
 absl::Status Outbox::Add(std::vector<lemo::v1::RunEvent> events) {
   return spool_.Append(std::move(events));
@@ -29,6 +29,7 @@ absl::Status Outbox::Add(std::vector<lemo::v1::RunEvent> events) {
 
 void Outbox::Connected(int64_t through) {
   start_sent_ = false;
+  checkpoint_sent_ = false;
   acknowledged_ = through;
   sent_ = through;
   log_due_ = end_due_ = Instant{};
@@ -55,12 +56,14 @@ void Outbox::SendEvents(Session& session) {
   }
 }
 
-void Outbox::SendLog(Session& session) {
-  while (session.queued() < kBusyQueue) {
-    AgentMessage message;
-    *message.mutable_log()->mutable_id() = id_;
-    *message.mutable_log()->mutable_chunk() = log_.Next();
-    if (message.log().chunk().data().empty() || !session.Send(std::move(message))) return;
+void Outbox::SendLogs(Session& session) {
+  for (LogTail& log : logs_) {
+    while (session.queued() < kBusyQueue) {
+      AgentMessage message;
+      *message.mutable_log()->mutable_id() = id_;
+      *message.mutable_log()->mutable_chunk() = log.Next();
+      if (message.log().chunk().data().empty() || !session.Send(std::move(message))) break;
+    }
   }
 }
 
@@ -73,8 +76,14 @@ Instant Outbox::Report(Session& session, Instant now) {
   SendEvents(session);
   // The log's rest goes before the end: what comes after it is of no current attempt any more.
   if (started_ && (now >= log_due_ || ended_)) {
-    SendLog(session);
+    SendLogs(session);
     log_due_ = now + kLogPause;
+  }
+  if (checkpoint_ && !checkpoint_sent_) {
+    AgentMessage message;
+    *message.mutable_checkpoint()->mutable_id() = id_;
+    *message.mutable_checkpoint()->mutable_checkpoint() = *checkpoint_;
+    checkpoint_sent_ = session.Send(std::move(message));
   }
   if (ended_ && sent_ >= spool_.last() && now >= end_due_) {
     AgentMessage message;

@@ -1,6 +1,8 @@
 #include "worker/agent/process_info.h"
 
+#include <signal.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -8,7 +10,7 @@
 #include <sstream>
 
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 namespace lemo::agent {
 namespace {
@@ -16,7 +18,10 @@ namespace {
 // Fields of /proc/PID/stat that are asked for, by their numbers in proc(5).
 struct Stat {
   char state = 0;              // 3
+  pid_t parent = 0;            // 4
   pid_t group = 0;             // 5
+  pid_t session = 0;           // 6
+  int64_t cpu_ticks = 0;       // 14 and 15
   uint64_t start_ticks = 0;    // 22
   int64_t resident_pages = 0;  // 24
 };
@@ -33,7 +38,10 @@ std::optional<Stat> ReadStat(const std::string& pid) {
   std::string word;
   for (int field = 3; fields >> word; ++field) {
     if (field == 3) stat.state = word[0];
+    if (field == 4) stat.parent = static_cast<pid_t>(std::stol(word));
     if (field == 5) stat.group = static_cast<pid_t>(std::stol(word));
+    if (field == 6) stat.session = static_cast<pid_t>(std::stol(word));
+    if (field == 14 || field == 15) stat.cpu_ticks += std::stoll(word);
     if (field == 22) stat.start_ticks = std::stoull(word);
     if (field == 24) {
       stat.resident_pages = std::stoll(word);
@@ -51,6 +59,8 @@ std::optional<uint64_t> StartTicks(pid_t pid) {
   return stat->start_ticks;
 }
 
+std::string GangMark(pid_t leader) { return absl::StrFormat("LEMO_GANG=%010d", leader); }
+
 std::string BootId() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
@@ -62,9 +72,19 @@ namespace {
 
 bool Computes(const Stat& stat) { return stat.state != 'Z' && stat.state != 'X'; }
 
-// Calls `visit` for every process of the group.
+// What the process was started with; empty for one that has ended, or is another user's.
+bool HasMark(const std::string& pid, const std::string& mark) {
+  std::ifstream file("/proc/" + pid + "/environ", std::ios::binary);
+  for (std::string entry; std::getline(file, entry, '\0');) {
+    if (entry == mark) return true;
+  }
+  return false;
+}
+
+// Calls `visit` with the number and the state of every process of the gang.
 template <typename Visit>
-void ForGroup(pid_t group, const Visit& visit) {
+void ForGang(pid_t leader, const Visit& visit) {
+  const std::string mark = GangMark(leader);
   std::error_code error;
   for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end;
        entry.increment(error)) {
@@ -72,15 +92,27 @@ void ForGroup(pid_t group, const Visit& visit) {
     int pid = 0;
     if (!absl::SimpleAtoi(name, &pid)) continue;
     const std::optional<Stat> stat = ReadStat(name);
-    if (stat && stat->group == group) visit(*stat);
+    if (!stat) continue;
+    if (stat->group == leader || stat->session == leader || HasMark(name, mark)) visit(pid, *stat);
   }
 }
 
 }  // namespace
 
+std::optional<GroupUsage> UsageOfGroup(pid_t group) {
+  std::optional<GroupUsage> usage;
+  ForGang(group, [&](pid_t, const Stat& stat) {
+    if (!usage) usage.emplace();
+    usage->resident_bytes += stat.resident_pages * ::sysconf(_SC_PAGE_SIZE);
+    usage->cpu_seconds +=
+        static_cast<double>(stat.cpu_ticks) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+  });
+  return usage;
+}
+
 int64_t GroupResidentBytes(pid_t group) {
   int64_t pages = 0;
-  ForGroup(group, [&](const Stat& stat) { pages += stat.resident_pages; });
+  ForGang(group, [&](pid_t, const Stat& stat) { pages += stat.resident_pages; });
   return pages * ::sysconf(_SC_PAGE_SIZE);
 }
 
@@ -91,8 +123,31 @@ bool Lives(pid_t pid) {
 
 bool GroupLives(pid_t group) {
   bool lives = false;
-  ForGroup(group, [&](const Stat& stat) { lives |= Computes(stat); });
+  ForGang(group, [&](pid_t, const Stat& stat) { lives |= Computes(stat); });
   return lives;
+}
+
+bool KillGang(pid_t leader, std::set<pid_t>* killed) {
+  // At once for those of the group; the others are looked for.
+  ::kill(-leader, SIGKILL);
+  bool any = false;
+  ForGang(leader, [&](pid_t pid, const Stat& stat) {
+    if (!Computes(stat)) return;
+    any = true;
+    ::kill(pid, SIGKILL);
+    if (killed != nullptr) killed->insert(pid);
+  });
+  return any;
+}
+
+void ReapGang(pid_t leader, const std::set<pid_t>& killed) {
+  for (const pid_t pid : killed) {
+    if (pid != leader) ::waitpid(pid, nullptr, WNOHANG);
+  }
+  const pid_t self = ::getpid();
+  ForGang(leader, [&](pid_t pid, const Stat& stat) {
+    if (pid != leader && stat.parent == self && !Computes(stat)) ::waitpid(pid, nullptr, WNOHANG);
+  });
 }
 
 int OpenPidfd(pid_t pid) {

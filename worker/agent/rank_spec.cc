@@ -30,13 +30,13 @@ absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assig
                                                const LocalPaths& paths) {
   lemo::v1::RunSpec run = assignment.run();
   std::error_code ignored;
-  if (!std::filesystem::is_regular_file(
-          std::filesystem::path(assignment.model_path()) / "config.json", ignored)) {
+  if (!std::filesystem::is_regular_file(std::filesystem::path(paths.model) / "config.json",
+                                        ignored)) {
     return absl::FailedPreconditionError(absl::StrCat("model.path: ", run.model().path(),
                                                       " is not on this worker: no config.json in ",
-                                                      assignment.model_path()));
+                                                      paths.model));
   }
-  run.mutable_model()->set_path(assignment.model_path());
+  run.mutable_model()->set_path(paths.model);
   LEMO_RETURN_IF_ERROR(ReplacePaths(paths, "data.train", run.mutable_data()->mutable_train()));
   LEMO_RETURN_IF_ERROR(ReplacePaths(paths, "data.eval", run.mutable_data()->mutable_eval()));
   run.mutable_output()->set_dir(paths.out);
@@ -46,7 +46,7 @@ absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assig
 
 PathNames::PathNames(const lemo::v1::Assignment& assignment, const LocalPaths& paths) {
   for (const auto& [name, path] : paths.files) names_.emplace_back(path, name);
-  names_.emplace_back(assignment.model_path(), assignment.run().model().path());
+  names_.emplace_back(paths.model, assignment.run().model().path());
   names_.emplace_back(paths.out + "/", "");
   // Of two where one begins with the other the longer is meant.
   std::stable_sort(names_.begin(), names_.end(),

@@ -15,6 +15,7 @@ namespace lemo::agent {
 // Where things are on this machine.
 struct LocalPaths {
   std::map<std::string, std::string> files;  // `files/...` -> path
+  std::string model;                         // the base model's directory
   std::string out;                           // the run's output directory
   std::string device;                        // `cpu` or `cuda:N`
 };

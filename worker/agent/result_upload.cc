@@ -50,11 +50,12 @@ bool WriteChunks(const fs::path& path, const lemo::v1::Artifact& artifact,
   }
 }
 
-absl::StatusOr<lemo::v1::Artifact> UploadOne(const lemo::v1::AttemptId& id, const fs::path& out,
-                                             const std::string& name,
-                                             lemo::v1::WorkerService::Stub* stub,
-                                             Canceller* canceller) {
-  const fs::path path = out / name;
+}  // namespace
+
+absl::StatusOr<lemo::v1::Artifact> UploadFile(const lemo::v1::AttemptId& id, const fs::path& path,
+                                              const std::string& name,
+                                              lemo::v1::WorkerService::Stub* stub,
+                                              Canceller* canceller) {
   lemo::v1::Artifact artifact;
   artifact.set_path(name);
   std::error_code error;
@@ -92,8 +93,6 @@ absl::StatusOr<lemo::v1::Artifact> UploadOne(const lemo::v1::AttemptId& id, cons
   }
 }
 
-}  // namespace
-
 std::vector<std::string> ResultFiles(const fs::path& out) {
   std::vector<std::string> names;
   for (const char* name : {"report.json", "report.html", "trainer_state.json"}) {
@@ -122,7 +121,8 @@ absl::StatusOr<std::vector<lemo::v1::Artifact>> UploadResult(const lemo::v1::Att
                                                              Canceller* canceller) {
   std::vector<lemo::v1::Artifact> artifacts;
   for (const std::string& name : ResultFiles(out)) {
-    LEMO_ASSIGN_OR_RETURN(artifacts.emplace_back(), UploadOne(id, out, name, stub, canceller));
+    LEMO_ASSIGN_OR_RETURN(artifacts.emplace_back(),
+                          UploadFile(id, out / name, name, stub, canceller));
   }
   if (artifacts.empty()) {
     return absl::NotFoundError(absl::StrCat("the ranks left no result in ", out.string()));

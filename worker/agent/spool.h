@@ -33,6 +33,8 @@ class Spool {
 
   // Sequence of the last event, 0 when there is none.
   int64_t last() const { return last_; }
+  // Size of the file.
+  int64_t bytes() const { return bytes_; }
 
   // Events from sequence `first` (at least 1) on, as many as are within the bounds, but one at
   // least if there is one.

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/files.h"
 
 namespace lemo::agent {
 namespace {
@@ -28,9 +29,10 @@ int EndingSignal(int status) {
 
 Failure FailureOf(const GangEnd& end) {
   Failure failure;
+  const std::string who = end.ranks == 1 ? "the rank" : absl::StrCat("rank ", end.rank);
   if (const int signal = EndingSignal(end.status); signal != 0) {
-    failure = SystemError(absl::StrCat("the rank was ended by ", SignalName(signal),
-                                       ", which the agent did not send"));
+    failure = SystemError(
+        absl::StrCat(who, " was ended by ", SignalName(signal), ", which the agent did not send"));
     if (signal == SIGKILL) {
       failure.set_advice(
           "The kernel's out-of-memory killer is a likely cause: look into the host's kernel log, "
@@ -41,7 +43,9 @@ Failure FailureOf(const GangEnd& end) {
   const int code = WEXITSTATUS(end.status);
   switch (code) {
     case 2:
-      failure.set_kind(Failure::USER_ERROR);
+      // To the trainer the output directory is its user's; here it is this machine's.
+      failure.set_kind(end.error && SaysDiskIsFull(end.error->message()) ? Failure::SYSTEM_ERROR
+                                                                         : Failure::USER_ERROR);
       break;
     case 3:
       failure.set_kind(Failure::OUT_OF_MEMORY);
@@ -49,12 +53,12 @@ Failure FailureOf(const GangEnd& end) {
     default:
       failure.set_kind(Failure::SYSTEM_ERROR);
   }
-  if (end.error) {
+  if (end.error && end.rank == 0) {  // only rank 0 has events
     failure.set_message(end.error->message());
     *failure.mutable_violations() = end.error->violations();
     failure.set_advice(end.error->advice());
   } else {
-    failure.set_message(absl::StrCat("the rank left with code ", code, " and gave no reason"));
+    failure.set_message(absl::StrCat(who, " left with code ", code, " and gave no reason"));
   }
   return failure;
 }
@@ -80,7 +84,7 @@ AttemptEnded Judge(const GangEnd& end) {
   }
   ended.set_outcome(AttemptEnded::FAILED);
   *ended.mutable_failure() = end.failure ? *end.failure : FailureOf(end);
-  ended.mutable_failure()->set_rank(0);
+  ended.mutable_failure()->set_rank(end.rank);
   ended.mutable_failure()->set_log_tail(end.log_tail);
   return ended;
 }

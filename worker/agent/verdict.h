@@ -10,7 +10,9 @@
 namespace lemo::agent {
 
 struct GangEnd {
-  int status = 0;  // of the leader, as waitpid tells it
+  int status = 0;  // as waitpid tells it, of the rank; of several, of the one that failed first
+  int rank = 0;    // that one's number
+  int ranks = 1;
   // Somebody asked for the end: the coordinator, or a person who ends the agent.
   bool asked_to_stop = false;
   // Why the agent itself ended the gang: a limit, a lost lease. It is the failure unless the ranks

@@ -39,7 +39,7 @@ bool End(Slot& slot, bool spare_leader) {
   pid_t group = slot.group;
   if (group == 0) return false;
   if (spare_leader && Lives(group)) return true;
-  if (::kill(-group, SIGKILL) == 0 && GroupLives(group)) return true;
+  if (KillGang(group)) return true;
   // Cleared, so that a later group of the same number is left alone; unless the agent, if there is
   // one, has put another group there.
   slot.group.compare_exchange_strong(group, 0);
@@ -106,6 +106,8 @@ Watchdog::~Watchdog() {
 void Watchdog::SetDeadline(Instant deadline) {
   board_->deadline = deadline.time_since_epoch().count();
 }
+
+Instant Watchdog::Deadline() const { return Instant(BootClock::duration(board_->deadline)); }
 
 absl::Status Watchdog::Watch(pid_t group) {
   for (auto& slot : board_->slots) {

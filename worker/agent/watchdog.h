@@ -30,6 +30,7 @@ class Watchdog {
 
   // Until when groups may live. kNever at first.
   void SetDeadline(Instant deadline);
+  Instant Deadline() const;
   // A group by its leader. ResourceExhausted when it watches 256 already.
   absl::Status Watch(pid_t group);
   // Does nothing for a group that is not watched.

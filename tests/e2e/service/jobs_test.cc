@@ -57,6 +57,26 @@ TEST(Jobs, MakesTheAdapterOfAnUndisturbedRun) {
   EXPECT_EQ(service.StopCoordinator(), 0);
 }
 
+TEST(Jobs, AWorkerWithoutTheModelFetchesIt) {
+  Service service;
+  service.workspace().CopyModel("model");
+  // Of this path each program sees what lies in its own working directory: the agent nothing.
+  service.PutInputs("/proc/self/cwd/model");
+  std::filesystem::create_directories(service.workspace().path() / "no-models");
+  const std::string none = (service.workspace().path() / "no-models").string();
+  service.StartAgent("a", {"--model-root", none});
+  const Job job = service.Finish(service.Submit(service.Spec()).name());
+  ASSERT_EQ(job.state(), Job::SUCCEEDED) << job.ShortDebugString();
+  int fetched = 0;
+  for (const auto& entry :
+       std::filesystem::recursive_directory_iterator(service.AgentDir("a") / "models")) {
+    fetched += entry.path().filename() == "model.safetensors";
+  }
+  EXPECT_EQ(fetched, 1);
+  EXPECT_EQ(service.DownloadedSha256(job.name(), kAdapter),
+            service.UndisturbedSha256(service.Spec()));
+}
+
 TEST(Jobs, WaitsWithAReasonUntilAWorkerComes) {
   Service service;
   service.PutInputs();

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <csignal>
+#include <utility>
 
 #include "common/files.h"
 #include "common/message_json.h"
@@ -21,15 +23,18 @@ std::unique_ptr<grpc::ClientContext> Patiently() {
   return context;
 }
 
-Service::Service() { StartCoordinator(); }
+Service::Service(std::vector<std::string> coordinator_args)
+    : coordinator_args_(std::move(coordinator_args)) {
+  StartCoordinator();
+}
 
 void Service::StartCoordinator() {
-  coordinator_ = std::make_unique<train::Process>(
-      LEMO_COORDINATOR_BINARY,
-      std::vector<std::string>{"--dir", (workspace_.path() / "coordinator").string(), "--listen",
-                               address_, "--train", train::Workspace::Program(), "--lease-seconds",
-                               "8"},
-      train::ProcessOptions{workspace_.path(), {}, {}});
+  std::vector<std::string> args = {"--dir",    (workspace_.path() / "coordinator").string(),
+                                   "--listen", address_,
+                                   "--train",  train::Workspace::Program()};
+  args.insert(args.end(), coordinator_args_.begin(), coordinator_args_.end());
+  coordinator_ = std::make_unique<train::Process>(LEMO_COORDINATOR_BINARY, args,
+                                                  train::ProcessOptions{workspace_.path(), {}, {}});
   const auto line = coordinator_->NextLine(train::Process::Clock::now() + kPatience);
   const std::string kSays = "listening on ";
   ASSERT_TRUE(line && line->rfind(kSays, 0) == 0) << coordinator_->Wait() << coordinator_->Errors();
@@ -59,16 +64,22 @@ std::filesystem::path Service::AgentDir(const std::string& name) const {
 }
 
 train::Process& Service::StartAgent(const std::string& name, std::vector<std::string> args) {
-  std::vector<std::string> all = {
-      "--coordinator", address_,
-      "--dir",         AgentDir(name).string(),
-      "--train",       train::Workspace::Program(),
-      "--cuda",        "none",
-      "--model-root",  train::Workspace::Model().parent_path().string()};
-  all.insert(all.end(), args.begin(), args.end());
+  const std::vector<std::pair<std::string, std::string>> defaults = {
+      {"--coordinator", address_},
+      {"--dir", AgentDir(name).string()},
+      {"--train", train::Workspace::Program()},
+      {"--cuda", "none"},
+      {"--model-root", train::Workspace::Model().parent_path().string()}};
+  std::vector<std::string> all = args;
+  for (const auto& [flag, value] : defaults) {
+    if (std::find(args.begin(), args.end(), flag) == args.end()) {
+      all.insert(all.end(), {flag, value});
+    }
+  }
   auto& agent = agents_[name];
+  std::filesystem::create_directories(AgentDir(name));
   agent = std::make_unique<train::Process>(LEMO_WORKER_BINARY, all,
-                                           train::ProcessOptions{workspace_.path(), {}, {}});
+                                           train::ProcessOptions{AgentDir(name), {}, {}});
   return *agent;
 }
 
@@ -96,12 +107,12 @@ std::string Service::Upload(const std::string& file) {
   return made.name();
 }
 
-void Service::PutInputs() {
+void Service::PutInputs(const std::string& model_path) {
   for (const char* file : {"train.jsonl", "eval.jsonl"}) names_[file] = Upload(file);
   const auto context = Patiently();
   lemo::v1::AddModelRequest request;
   request.set_model_id("stories260k");
-  request.set_path(train::Workspace::Model().string());
+  request.set_path(model_path);
   lemo::v1::Model model;
   const grpc::Status status = models_->AddModel(context.get(), request, &model);
   ASSERT_TRUE(status.ok()) << status.error_message();
@@ -204,16 +215,21 @@ std::string Service::DownloadedSha256(const std::string& name, const std::string
   return Sha256Hex(data);
 }
 
-std::string Service::UndisturbedSha256(const lemo::v1::JobSpec& spec) {
+train::Outcome Service::RunUndisturbed(const lemo::v1::JobSpec& spec) {
   lemo::v1::RunSpec run = spec.run();
   run.mutable_model()->set_path(train::Workspace::Model().string());
   run.mutable_data()->mutable_train(0)->set_path("train.jsonl");
   run.mutable_data()->mutable_eval(0)->set_path("eval.jsonl");
   run.mutable_output()->set_dir("undisturbed");
   run.set_device("cpu");
-  const train::Outcome outcome =
-      workspace_.Run(nlohmann::json::parse(MessageToJson(run, {}).dump()));
+  std::filesystem::remove_all(workspace_.path() / "undisturbed");
+  train::Outcome outcome = workspace_.Run(nlohmann::json::parse(MessageToJson(run, {}).dump()));
   EXPECT_EQ(outcome.exit_code, 0) << outcome.out << outcome.err;
+  return outcome;
+}
+
+std::string Service::UndisturbedSha256(const lemo::v1::JobSpec& spec) {
+  RunUndisturbed(spec);
   return Sha256Hex(
       train::ReadAll(workspace_.path() / "undisturbed/adapter/adapter_model.safetensors"));
 }

@@ -20,21 +20,24 @@ namespace lemo::coordinator {
 
 class Service {
  public:
-  Service();
+  // Arguments of the coordinator beside --dir, --listen and --train.
+  explicit Service(std::vector<std::string> coordinator_args = {"--lease-seconds", "8"});
 
   // Starts the coordinator, on a free port the first time and on the same one later.
   void StartCoordinator();
   void KillCoordinator();
   // SIGTERM; its exit code.
   int StopCoordinator();
-  // Starts, or starts again, the agent of that name.
+  train::Process& coordinator() { return *coordinator_; }
+  // Starts, or starts again, the agent of that name, in its directory. What `args` says comes in
+  // place of a default.
   train::Process& StartAgent(const std::string& name, std::vector<std::string> args = {});
   void KillAgent(const std::string& name);
   std::filesystem::path AgentDir(const std::string& name) const;
 
   // Uploads train.jsonl and eval.jsonl of the workspace and makes the model known; then Spec() can
   // be submitted.
-  void PutInputs();
+  void PutInputs(const std::string& model_path = train::Workspace::Model().string());
   // Four steps of LoRA over stories260k, as train::Workspace::Spec(), with names in place of paths.
   lemo::v1::JobSpec Spec() const;
 
@@ -50,6 +53,8 @@ class Service {
   std::string DownloadedSha256(const std::string& name, const std::string& path);
   // Of the adapter that `lemo-train` by itself makes of the same spec.
   std::string UndisturbedSha256(const lemo::v1::JobSpec& spec);
+  // What that run said; its output is in the workspace, in `undisturbed`.
+  train::Outcome RunUndisturbed(const lemo::v1::JobSpec& spec);
 
   lemo::v1::JobService::StubInterface& jobs() { return *jobs_; }
   lemo::v1::FileService::StubInterface& files() { return *files_; }
@@ -60,6 +65,7 @@ class Service {
  private:
   std::string Upload(const std::string& file);
 
+  const std::vector<std::string> coordinator_args_;
   train::Workspace workspace_;
   std::string address_ = "127.0.0.1:0";
   std::unique_ptr<train::Process> coordinator_;

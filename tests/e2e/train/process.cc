@@ -99,6 +99,13 @@ void Process::Signal(int signal) const {
   if (!ended_) ::kill(pid_, signal);
 }
 
+bool Process::Running() {
+  siginfo_t info = {};
+  return !ended_ &&
+         ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+         info.si_pid == 0;
+}
+
 int Process::Wait() {
   if (!ended_) {
     int status = 0;

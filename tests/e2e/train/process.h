@@ -35,6 +35,10 @@ class Process {
   // `deadline` has come before a whole line has.
   std::optional<std::string> NextLine(Clock::time_point deadline);
   void Signal(int signal) const;
+  // Its number, for who must look into /proc; valid until Wait has come back.
+  pid_t pid() const { return pid_; }
+  // Whether it has not ended yet. Does not block.
+  bool Running();
   // The exit code, or minus the signal that ended it. Reads no output: ask for the lines first.
   int Wait();
   // What it wrote to standard error, once it has ended.

@@ -11,6 +11,7 @@ using lemo::v1::CoordinatorMessage;
 
 struct FakeCoordinator::Services : lemo::v1::WorkerService::Service,
                                    lemo::v1::FileService::Service,
+                                   lemo::v1::ModelService::Service,
                                    lemo::v1::JobService::Service {
   explicit Services(FakeCoordinator* fake) : fake(fake) {}
 
@@ -49,12 +50,35 @@ struct FakeCoordinator::Services : lemo::v1::WorkerService::Service,
 
   grpc::Status DownloadFile(grpc::ServerContext*, const lemo::v1::DownloadFileRequest* request,
                             grpc::ServerWriter<lemo::v1::DataChunk>* writer) override {
+    return Send(request->name(), request->offset(), writer);
+  }
+
+  grpc::Status DownloadModelFile(grpc::ServerContext* context,
+                                 const lemo::v1::DownloadModelFileRequest* request,
+                                 grpc::ServerWriter<lemo::v1::DataChunk>* writer) override {
+    {
+      std::unique_lock<std::mutex> lock(fake->mutex_);
+      if (fake->manners_.stall_models) {
+        ++fake->download_calls_;
+        fake->changed_.notify_all();
+        while (!context->IsCancelled()) {
+          fake->changed_.wait_for(lock, std::chrono::milliseconds(10));
+        }
+        return grpc::Status::CANCELLED;
+      }
+    }
+    return Send(request->name() + "/" + request->path(), request->offset(), writer);
+  }
+
+  grpc::Status Send(const std::string& name, int64_t from,
+                    grpc::ServerWriter<lemo::v1::DataChunk>* writer) {
     std::string bytes;
     bool cut = false;
     {
       std::lock_guard<std::mutex> lock(fake->mutex_);
       ++fake->download_calls_;
-      const auto found = fake->files_.find(request->name());
+      fake->changed_.notify_all();
+      const auto found = fake->files_.find(name);
       if (found == fake->files_.end()) return {grpc::StatusCode::NOT_FOUND, "no such file"};
       bytes = found->second;
       if (fake->manners_.cut_downloads > 0) {
@@ -64,7 +88,7 @@ struct FakeCoordinator::Services : lemo::v1::WorkerService::Service,
     }
     const size_t end = cut ? bytes.size() / 2 : bytes.size();
     constexpr size_t kChunk = 1000;
-    for (size_t offset = static_cast<size_t>(request->offset()); offset < end; offset += kChunk) {
+    for (size_t offset = static_cast<size_t>(from); offset < end; offset += kChunk) {
       lemo::v1::DataChunk chunk;
       chunk.set_offset(static_cast<int64_t>(offset));
       chunk.set_data(bytes.substr(offset, std::min(kChunk, end - offset)));
@@ -100,6 +124,7 @@ void FakeCoordinator::Listen(const std::string& address) {
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(static_cast<lemo::v1::WorkerService::Service*>(services_.get()));
   builder.RegisterService(static_cast<lemo::v1::FileService::Service*>(services_.get()));
+  builder.RegisterService(static_cast<lemo::v1::ModelService::Service*>(services_.get()));
   builder.RegisterService(static_cast<lemo::v1::JobService::Service*>(services_.get()));
   server_ = builder.BuildAndStart();
   ASSERT_NE(server_, nullptr);
@@ -132,6 +157,16 @@ lemo::v1::InputFile FakeCoordinator::AddFile(const std::string& name, const std:
   file.set_name(name);
   file.set_bytes(static_cast<int64_t>(bytes.size()));
   file.set_sha256(Sha256Hex(bytes));
+  return file;
+}
+
+lemo::v1::ModelFile FakeCoordinator::AddModelFile(const std::string& model, const std::string& path,
+                                                  const std::string& bytes) {
+  const lemo::v1::InputFile added = AddFile(model + "/" + path, bytes);
+  lemo::v1::ModelFile file;
+  file.set_path(path);
+  file.set_bytes(added.bytes());
+  file.set_sha256(added.sha256());
   return file;
 }
 
@@ -256,7 +291,8 @@ void FakeCoordinator::Answer(const AgentMessage& message, Stream* stream) {
     }
     case AgentMessage::kLog: {
       const lemo::v1::LogChunk& chunk = message.log().chunk();
-      std::string& log = attempts_[{message.log().id().job(), message.log().id().attempt()}].log;
+      std::string& log =
+          attempts_[{message.log().id().job(), message.log().id().attempt()}].logs[chunk.rank()];
       if (chunk.offset() == static_cast<int64_t>(log.size())) log += chunk.data();
       return;
     }
@@ -303,6 +339,11 @@ lemo::v1::Hello FakeCoordinator::WaitForHello(int count) {
 bool FakeCoordinator::WaitForDrain() {
   std::unique_lock<std::mutex> lock(mutex_);
   return Wait(lock, [&] { return drained_; });
+}
+
+bool FakeCoordinator::WaitForDownloads(int calls) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return Wait(lock, [&] { return download_calls_ >= calls; });
 }
 
 int FakeCoordinator::hellos() const {

@@ -17,6 +17,7 @@
 
 #include "lemo/v1/file_service.grpc.pb.h"
 #include "lemo/v1/job_service.grpc.pb.h"
+#include "lemo/v1/model_service.grpc.pb.h"
 #include "lemo/v1/worker_service.grpc.pb.h"
 
 namespace lemo::agent {
@@ -28,7 +29,7 @@ struct KnownAttempt {
   std::vector<lemo::v1::RunEvent> events;  // stored: each once, in order
   std::vector<std::string> faults;         // against the protocol
   std::optional<lemo::v1::AttemptEnded> ended;
-  std::string log;
+  std::map<int, std::string> logs;             // of the ranks
   std::map<std::string, std::string> uploads;  // path -> bytes
 };
 
@@ -48,12 +49,13 @@ class FakeCoordinator {
   struct Manners {
     double lease_seconds = 20;
     double heartbeat_seconds = 0.05;
-    bool welcome = true;      // answers a hello
-    bool renew = true;        // answers heartbeats
-    bool store = true;        // stores and acknowledges events
-    bool forget = true;       // answers the end of an attempt
-    int refused_uploads = 0;  // so many calls fail as UNAVAILABLE
-    int cut_downloads = 0;    // so many calls break off half way
+    bool welcome = true;        // answers a hello
+    bool renew = true;          // answers heartbeats
+    bool store = true;          // stores and acknowledges events
+    bool forget = true;         // answers the end of an attempt
+    int refused_uploads = 0;    // so many calls fail as UNAVAILABLE
+    int cut_downloads = 0;      // so many calls break off half way
+    bool stall_models = false;  // their downloads never end
   };
   void Set(const std::function<void(Manners*)>& change);
   // Ends the server, and later starts it again at the same address.
@@ -66,6 +68,9 @@ class FakeCoordinator {
   // Promises a file's checksum; `bytes` are what is sent.
   lemo::v1::InputFile AddFile(const std::string& name, const std::string& bytes);
   void ReplaceFile(const std::string& name, const std::string& bytes);
+  // Promises a file of a model, which is downloaded by name and path.
+  lemo::v1::ModelFile AddModelFile(const std::string& model, const std::string& path,
+                                   const std::string& bytes);
   void SetJobState(const std::string& job, lemo::v1::Job::State state);
   void Assign(const lemo::v1::Assignment& assignment);
   void Signal(const lemo::v1::AttemptId& id, lemo::v1::AttemptSignal::Signal signal);
@@ -79,6 +84,7 @@ class FakeCoordinator {
   // Waits for so many hellos in all, and answers the last.
   lemo::v1::Hello WaitForHello(int count);
   bool WaitForDrain();
+  bool WaitForDownloads(int calls);
   int hellos() const;
   int download_calls() const;
   KnownAttempt Get(const Key& key) const;

@@ -17,7 +17,10 @@
 //   garbage             bytes that are no event
 //   raise N             the signal
 //   exit N
+//   rank N COMMAND...   the command, in that rank of several only
+//   who                 a line on the error stream: rank, ranks, device, what descriptor 3 is
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -78,6 +81,13 @@ void Hold(const std::string& out) {
   lemo::v1::RunEvent event;
   event.mutable_checkpoint()->set_path(out + "/checkpoint");
   Emit(event);
+  if (const char* rank = ::getenv("OMPI_COMM_WORLD_RANK"); rank != nullptr) {
+    // Whoever passes signals on must not do so twice; and one rank may be done long before another.
+    const int milliseconds = 100 + 300 * std::atoi(rank);
+    const timespec moment{milliseconds / 1000, milliseconds % 1000 * 1'000'000};
+    std::cerr << (sigtimedwait(&term, nullptr, &moment) == SIGTERM ? "asked again" : "asked once")
+              << std::endl;
+  }
   std::exit(128 + SIGTERM);
 }
 
@@ -101,11 +111,17 @@ int main(int argc, char** argv) {
   const std::string out = spec["output"]["dir"];
   std::filesystem::create_directories(out);
   std::ifstream script(data);
+  const char* rank = ::getenv("OMPI_COMM_WORLD_RANK");
   for (std::string line; std::getline(script, line);) {
     std::istringstream words(line);
     std::string command;
     int number = 0;
     words >> command;
+    if (command == "rank") {
+      words >> number >> command;
+      if (rank == nullptr || std::to_string(number) != rank) continue;
+      line = line.substr(line.find(command));
+    }
     if (command == "step") {
       words >> number;
       Step(number);
@@ -152,6 +168,12 @@ int main(int argc, char** argv) {
         Stay();
       }
       Phase("child", std::to_string(child));
+    } else if (command == "who") {
+      struct stat info = {};
+      ::fstat(events_fd, &info);
+      std::cerr << (rank == nullptr ? "none" : rank) << " of " << ::getenv("OMPI_COMM_WORLD_SIZE")
+                << " on " << spec["device"].get<std::string>() << ", events to a "
+                << (S_ISFIFO(info.st_mode) ? "pipe" : "file") << std::endl;
     } else if (command == "pid") {
       Phase("pid", std::to_string(::getpid()));
     } else if (command == "spec") {

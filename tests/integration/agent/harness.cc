@@ -1,7 +1,9 @@
 #include "tests/integration/agent/harness.h"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -26,6 +28,7 @@ AgentTest::AgentTest() {
 
 AgentTest::~AgentTest() {
   StopAgent();
+  if (worker_pid_ > 0) EndWorker(SIGKILL);
   std::error_code ignored;
   fs::remove_all(directory_, ignored);
 }
@@ -37,6 +40,7 @@ AgentOptions AgentTest::Options() const {
   options.host = "test";
   options.version = "1";
   options.train = LEMO_FAKE_RANK;
+  options.program = LEMO_WORKER;
   options.cuda = false;
   options.model_roots = {directory_ / "models"};
   return options;
@@ -60,6 +64,41 @@ void AgentTest::DrainAgent() {
   agent_->Drain();
   thread_.join();
   agent_ = nullptr;
+}
+
+void AgentTest::StartWorker() {
+  const AgentOptions options = Options();
+  std::vector<std::string> words = {options.program.string(),
+                                    "--coordinator",
+                                    options.coordinator,
+                                    "--dir",
+                                    options.directory.string(),
+                                    "--train",
+                                    options.train.string(),
+                                    "--cuda",
+                                    "none",
+                                    "--cpu-devices",
+                                    std::to_string(options.cpu_devices)};
+  for (const fs::path& root : options.model_roots) {
+    words.insert(words.end(), {"--model-root", root.string()});
+  }
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  worker_pid_ = ::fork();
+  ASSERT_GE(worker_pid_, 0);
+  if (worker_pid_ == 0) {
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+}
+
+int AgentTest::EndWorker(int signal) {
+  ::kill(worker_pid_, signal);
+  int status = 0;
+  ::waitpid(worker_pid_, &status, 0);
+  worker_pid_ = -1;
+  return status;
 }
 
 lemo::v1::Assignment AgentTest::MakeAssignment(const std::string& id, const std::string& script,

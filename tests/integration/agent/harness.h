@@ -26,6 +26,11 @@ class AgentTest : public testing::Test {
   // Asks the agent to drain and waits until it has left.
   void DrainAgent();
 
+  // The agent as a process of its own, lemo-worker. It is killed at the end of the test.
+  void StartWorker();
+  // Sends the signal and waits. Its status as waitpid tells it.
+  int EndWorker(int signal);
+
   // Of `jobs/{id}`, whose one training file, `files/{id}`, holds `script` for the fake rank.
   lemo::v1::Assignment MakeAssignment(const std::string& id, const std::string& script,
                                       int attempt = 1);
@@ -44,6 +49,7 @@ class AgentTest : public testing::Test {
   std::filesystem::path directory_;
   std::unique_ptr<Agent> agent_;
   std::thread thread_;
+  pid_t worker_pid_ = -1;
 };
 
 std::function<bool(const KnownAttempt&)> HasPhase(const std::string& name);

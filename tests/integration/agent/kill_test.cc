@@ -14,54 +14,14 @@ using lemo::v1::AttemptEnded;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-class Kill : public AgentTest {
- protected:
-  ~Kill() override {
-    if (worker_ > 0) End(SIGKILL);
-  }
-
-  void StartWorker() {
-    const AgentOptions options = Options();
-    std::vector<std::string> words = {LEMO_WORKER,
-                                      "--coordinator",
-                                      options.coordinator,
-                                      "--dir",
-                                      options.directory.string(),
-                                      "--train",
-                                      options.train.string(),
-                                      "--cuda",
-                                      "none",
-                                      "--model-root",
-                                      options.model_roots[0].string()};
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    worker_ = ::fork();
-    ASSERT_GE(worker_, 0);
-    if (worker_ == 0) {
-      ::execv(argv[0], argv.data());
-      ::_exit(127);
-    }
-  }
-
-  // Its status as waitpid tells it.
-  int End(int signal) {
-    ::kill(worker_, signal);
-    int status = 0;
-    ::waitpid(worker_, &status, 0);
-    worker_ = -1;
-    return status;
-  }
-
-  pid_t worker_ = -1;
-};
+class Kill : public AgentTest {};
 
 TEST_F(Kill, RanksCheckpointWhenTheirAgentDies) {
   StartWorker();
   Assign("a", "steps 1 3\npid\nhold\n");
   ASSERT_TRUE(coordinator_.WaitFor({"jobs/a", 1}, HasPhase("pid")));
   const pid_t rank = PidIn(coordinator_.Get({"jobs/a", 1}), "pid");
-  End(SIGKILL);
+  EndWorker(SIGKILL);
   EXPECT_TRUE(WaitUntilDead(rank));
   EXPECT_TRUE(std::filesystem::exists(JobDirectory("a") / "out" / "checkpoint"));
   StartWorker();
@@ -84,7 +44,7 @@ TEST_F(Kill, NoChildOfARankOutlivesADeadAgent) {
   Assign("a", "child\npid\nhold\n");
   ASSERT_TRUE(coordinator_.WaitFor({"jobs/a", 1}, HasPhase("pid")));
   const KnownAttempt attempt = coordinator_.Get({"jobs/a", 1});
-  End(SIGKILL);
+  EndWorker(SIGKILL);
   EXPECT_TRUE(WaitUntilDead(PidIn(attempt, "pid")));
   EXPECT_TRUE(WaitUntilDead(PidIn(attempt, "child")));
 }
@@ -95,11 +55,11 @@ TEST_F(Kill, RanksOfAStoppedAgentEndWithItsLease) {
   Assign("a", "child\npid\nstay\n");
   ASSERT_TRUE(coordinator_.WaitFor({"jobs/a", 1}, HasPhase("pid")));
   const KnownAttempt attempt = coordinator_.Get({"jobs/a", 1});
-  ::kill(worker_, SIGSTOP);
+  ::kill(worker_pid_, SIGSTOP);
   // A zombie, since the parent that would reap it stands still, but it computes no more.
   EXPECT_TRUE(WaitUntilDead(PidIn(attempt, "pid")));
   EXPECT_TRUE(WaitUntilDead(PidIn(attempt, "child")));
-  ::kill(worker_, SIGCONT);
+  ::kill(worker_pid_, SIGCONT);
   ASSERT_TRUE(coordinator_.WaitForEnd({"jobs/a", 1}));
   EXPECT_THAT(coordinator_.Get({"jobs/a", 1}).ended->failure().message(), HasSubstr("lease"));
 }
@@ -108,7 +68,7 @@ TEST_F(Kill, SigtermDrains) {
   StartWorker();
   Assign("a", "pid\nhold\n");
   ASSERT_TRUE(coordinator_.WaitFor({"jobs/a", 1}, HasPhase("pid")));
-  const int status = End(SIGTERM);
+  const int status = EndWorker(SIGTERM);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
   const KnownAttempt attempt = coordinator_.Get({"jobs/a", 1});
   ASSERT_TRUE(attempt.ended);

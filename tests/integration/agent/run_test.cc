@@ -42,7 +42,7 @@ TEST_F(Run, HandsOverTheResultOfASuccess) {
   // No path of the worker is told.
   EXPECT_EQ(attempt.events[700].result().adapter_dir(), "adapter");
   EXPECT_EQ(attempt.started, 1);
-  EXPECT_EQ(attempt.log, "hello log\n");
+  EXPECT_EQ(attempt.logs.at(0), "hello log\n");
   EXPECT_GT(attempt.ended->run_seconds(), 0);
   ASSERT_EQ(attempt.ended->artifacts_size(), 3);
   EXPECT_EQ(attempt.uploads.size(), 3u);
@@ -118,8 +118,7 @@ TEST_F(Run, TellsWhoseFaultItWas) {
 TEST_F(Run, RefusesWhatItCannotRun) {
   StartAgent();
   lemo::v1::Assignment gang = MakeAssignment("gang", "hold\n");
-  gang.set_ranks(2);
-  gang.add_devices(0);
+  gang.set_ranks(2);  // with one device
   lemo::v1::Assignment device = MakeAssignment("device", "hold\n");
   device.set_devices(0, 7);
   lemo::v1::Assignment model = MakeAssignment("model", "hold\n");
@@ -129,8 +128,8 @@ TEST_F(Run, RefusesWhatItCannotRun) {
   lemo::v1::Assignment unknown = MakeAssignment("unknown", "hold\n");
   unknown.mutable_run()->mutable_data()->add_eval()->set_path("/etc/passwd");
   const std::pair<lemo::v1::Assignment*, const char*> cases[] = {
-      {&gang, "resources.ranks"},
-      {&device, "devices"},
+      {&gang, "devices: 1 for 2 ranks"},
+      {&device, "devices: 7"},
       {&model, "model.path"},
       {&outside, "under no model root"},
       {&unknown, "data.eval[0].path: /etc/passwd"},

@@ -99,7 +99,8 @@ TEST_F(RequestTest, DoctorSeesTheServiceAndItsWorkers) {
   EXPECT_EQ(checks[1]["good"], true) << none.out;
   EXPECT_EQ(checks[2]["good"], false) << "there is no worker";
   state_.workers.emplace_back().set_state(lemo::v1::Worker::READY);
-  EXPECT_THAT(Run({"doctor"}).out, HasSubstr("ok  workers"));
+  EXPECT_THAT(Run({"doctor"}).out,
+              testing::AllOf(HasSubstr("ok  workers"), HasSubstr("ok  mpirun")));
 }
 
 }  // namespace

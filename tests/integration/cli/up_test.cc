@@ -71,7 +71,8 @@ TEST_F(UpTest, StartsBothAndEndsBoth) {
   const std::string data = (directory_ / "data").string();
   const std::string train = (directory_ / "bin/lemo-train").string();
   EXPECT_EQ(Read("lemo-coordinator.args"),
-            "--listen 127.0.0.1:0 --dir " + data + "/coordinator --train " + train + "\n");
+            "--listen 127.0.0.1:0 --dir " + data +
+                "/coordinator --metrics-listen 127.0.0.1:0 --train " + train + "\n");
   EXPECT_THAT(Read("lemo-worker.args"),
               HasSubstr("--coordinator " + server_->address() + " --dir " + data + "/worker"));
   EXPECT_THAT(Read("lemo-worker.args"),

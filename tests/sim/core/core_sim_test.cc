@@ -32,6 +32,7 @@ TEST(CoreSim, EveryJobEndsAndNoneRunsTwice) {
     all.attempts += tally.attempts;
     all.broken_links += tally.broken_links;
     all.lost_leases += tally.lost_leases;
+    all.lost_seconds += tally.lost_seconds;
     all.clock_jumps += tally.clock_jumps;
     all.succeeded += tally.succeeded;
     all.failed += tally.failed;
@@ -47,6 +48,7 @@ TEST(CoreSim, EveryJobEndsAndNoneRunsTwice) {
   EXPECT_GT(all.succeeded, count / 2);
   EXPECT_GT(all.crashes, count);
   EXPECT_GT(all.lost_leases, count / 10);
+  EXPECT_GT(all.lost_seconds, all.lost_leases);
   EXPECT_GT(all.clock_jumps, count / 10);
 }
 

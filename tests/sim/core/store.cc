@@ -72,6 +72,7 @@ std::string FakeStore::Apply(const Persist& change) {
     }
     if (job.attempt() > before->job.attempt()) placed_.push_back(job.name());
     if (job.etag() == before->job.etag()) return "its etag stayed";
+    if (change.record.run_seconds_used < before->run_seconds_used) return "its run time went back";
     if (before->job.state() == Job::VALIDATING && before->job.stop_request() == Job::STOP_PAUSE &&
         job.state() == Job::QUEUED) {
       return "it was asked to be paused and waits";

@@ -148,6 +148,10 @@ bool World::CarryOut(const Effect& effect) {
                    before->second.job.reason() != persist->record.job.reason())) {
       Trace(Describe(persist->record.job));
     }
+    const double charged =
+        before == store_.jobs().end() || before->second.job.state() != Job::RUNNING
+            ? 0
+            : persist->record.run_seconds_used - before->second.run_seconds_used;
     const std::string fault = store_.Apply(*persist);
     if (!fault.empty()) Break(absl::StrCat(Describe(persist->record.job), ": ", fault));
     const Job& job = persist->record.job;
@@ -164,6 +168,7 @@ bool World::CarryOut(const Effect& effect) {
     }
     if (job.reason_code() == Job::BACKING_OFF && absl::StrContains(job.reason(), "was lost")) {
       ++tally_.lost_leases;
+      tally_.lost_seconds += charged;
     }
   } else if (const auto* cordon = std::get_if<PersistWorker>(&effect)) {
     store_.Apply(*cordon);

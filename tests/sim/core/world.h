@@ -50,6 +50,7 @@ struct Tally {
   int64_t attempts = 0;
   int64_t broken_links = 0;
   int64_t lost_leases = 0;
+  double lost_seconds = 0;  // that attempts of lost workers were charged for
   int64_t clock_jumps = 0;
   int64_t succeeded = 0;
   int64_t failed = 0;

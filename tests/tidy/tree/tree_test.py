@@ -12,7 +12,7 @@ import unittest
 ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 
 # Never ours, or made by a build.
-_SKIPPED_FOLDERS = {".git", ".cache", "build", "out", "target", "shared", "__pycache__"}
+_SKIPPED_FOLDERS = {".git", ".cache", ".tools", "build", "out", "target", "shared", "__pycache__"}
 
 # Which folders of ours a folder may include. A folder may always include itself; one that is not named here
 # (tests, bench) may include everything.

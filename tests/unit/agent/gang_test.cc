@@ -10,6 +10,7 @@
 
 #include <string>
 
+#include "common/files.h"
 #include "tests/unit/agent/scratch.h"
 #include "worker/agent/process_info.h"
 
@@ -69,6 +70,38 @@ TEST_F(GangTest, SaysWhyAProgramCannotStart) {
   EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1);  // no child is left
 }
 
+TEST_F(GangTest, IsKnownBeforeTheProgramRuns) {
+  pid_t known = 0;
+  const auto gang = Gang::Start(
+      {.command = {"/bin/sh", "-c", "echo >&3"},
+       .log = scratch_.path() / "log",
+       .before_exec = [&known](pid_t leader) {
+         known = leader;
+         // It waits: what it would become is not to be seen yet.
+         const std::string name = ReadFile("/proc/self/comm", 100).value_or("self");
+         EXPECT_EQ(ReadFile("/proc/" + std::to_string(leader) + "/comm", 100).value_or(""), name);
+         return absl::OkStatus();
+       }});
+  ASSERT_TRUE(gang.ok()) << gang.status();
+  EXPECT_EQ(known, (*gang)->leader());
+  EXPECT_EQ(Line(**gang), "\n");
+}
+
+TEST_F(GangTest, IsNotStartedWhenItCannotBeMadeKnownOrIsTooLate) {
+  const std::string command = "echo ran > " + (scratch_.path() / "ran").string();
+  const auto unknown =
+      Gang::Start({.command = {"/bin/sh", "-c", command},
+                   .log = scratch_.path() / "log",
+                   .before_exec = [](pid_t) { return absl::ResourceExhaustedError("no room"); }});
+  EXPECT_EQ(unknown.status(), absl::ResourceExhaustedError("no room"));
+  const auto late = Gang::Start({.command = {"/bin/sh", "-c", command},
+                                 .log = scratch_.path() / "log",
+                                 .not_after = BootClock::now()});
+  EXPECT_FALSE(late.ok());
+  EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1);  // no child is left
+  EXPECT_FALSE(std::filesystem::exists(scratch_.path() / "ran"));
+}
+
 TEST_F(GangTest, IsAProcessGroupWithNothingOfOursOpen) {
   const auto gang = Shell("ls /proc/self/fd | tr '\\n' ' ' >&3; echo >&3; read line < /dev/null");
   // The three, the events, and what ls itself opened; the exec's own was closed.
@@ -91,6 +124,30 @@ TEST_F(GangTest, KillsAllWhenDestroyed) {
   gang = nullptr;
   EXPECT_FALSE(Lives(grandchild));
   EXPECT_FALSE(Lives(leader));
+}
+
+TEST_F(GangTest, FindsThoseThatLeftGroupAndSession) {
+  const auto gang =
+      Shell("setsid -f sh -c 'echo $$ >&3; exec 3>&-; trap \"\" TERM; sleep 1000'; exit 0");
+  const pid_t runaway = std::stoi(Line(*gang));
+  EXPECT_NE(::getsid(runaway), gang->leader());
+  EXPECT_EQ(WaitFor(*gang), 0);
+  EXPECT_FALSE(Lives(runaway));
+}
+
+TEST_F(GangTest, AnotherStopSignalIsForTheLeaderAlone) {
+  auto gang = Gang::Start({.command = {"/bin/sh", "-c",
+                                       "(trap 'echo no >&3' USR1; while :; do :; done) & "
+                                       "trap 'echo asked >&3; exit 0' USR1; echo ready >&3; wait"},
+                           .environment = {},
+                           .log = scratch_.path() / "log",
+                           .stop_signal = SIGUSR1});
+  ASSERT_TRUE(gang.ok()) << gang.status();
+  EXPECT_EQ(Line(**gang), "ready\n");
+  (*gang)->AskToStop();
+  EXPECT_EQ(Line(**gang), "asked\n");
+  EXPECT_EQ(WaitFor(**gang), 0);
+  EXPECT_EQ(Line(**gang), "");
 }
 
 TEST_F(GangTest, AsksOnce) {

@@ -53,6 +53,21 @@ TEST(Options, FindsTheTrainerOfABuildTree) {
   EXPECT_EQ(find(), scratch.path() / "agent" / "lemo-train");
 }
 
+TEST(Options, MetricsAreServedWhenAskedFor) {
+  const std::vector<std::string> must = {"--coordinator", "h:1", "--dir", "d"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), must.begin(), must.end());
+    return Parse(more);
+  };
+  EXPECT_EQ(with({}).options.metrics_listen, "");
+  EXPECT_EQ(with({"--metrics-listen", "127.0.0.1:0"}).options.metrics_listen, "127.0.0.1:0");
+  const CommandLine open = with({"--metrics-listen", "0.0.0.0:9100"});
+  EXPECT_EQ(open.exit_code, 2);
+  EXPECT_THAT(open.text, HasSubstr("--insecure-listen"));
+  EXPECT_FALSE(with({"--metrics-listen", "0.0.0.0:9100", "--insecure-listen"}).exit);
+  EXPECT_EQ(with({"--metrics-listen", "9100"}).exit_code, 2);
+}
+
 TEST(Options, MistakesAndHelp) {
   EXPECT_EQ(Parse({}).exit_code, 2);
   EXPECT_THAT(Parse({"--dir", "d"}).text, HasSubstr("--coordinator"));

@@ -14,7 +14,7 @@ class RankSpec : public testing::Test {
  protected:
   RankSpec() {
     scratch_.Write("model/config.json", "{}");
-    assignment_.set_model_path((scratch_.path() / "model").string());
+    assignment_.set_model_path("/on/another/machine");
     assignment_.mutable_run()->mutable_model()->set_path("models/m");
     assignment_.mutable_run()->mutable_data()->add_train()->set_path("files/a");
     assignment_.mutable_run()->mutable_data()->mutable_train(0)->set_format("chat");
@@ -24,8 +24,10 @@ class RankSpec : public testing::Test {
 
   const Scratch scratch_;
   lemo::v1::Assignment assignment_;
-  const LocalPaths paths_{
-      .files = {{"files/a", "/x/1"}, {"files/ab", "/x/11"}}, .out = "/j/out", .device = "cuda:3"};
+  LocalPaths paths_{.files = {{"files/a", "/x/1"}, {"files/ab", "/x/11"}},
+                    .model = (scratch_.path() / "model").string(),
+                    .out = "/j/out",
+                    .device = "cuda:3"};
 };
 
 TEST_F(RankSpec, PutsPathsInPlaceOfNames) {
@@ -34,7 +36,7 @@ TEST_F(RankSpec, PutsPathsInPlaceOfNames) {
   EXPECT_EQ(spec->data().train(0).path(), "/x/1");
   EXPECT_EQ(spec->data().train(0).format(), "chat");
   EXPECT_EQ(spec->data().eval(0).path(), "/x/11");
-  EXPECT_EQ(spec->model().path(), assignment_.model_path());
+  EXPECT_EQ(spec->model().path(), paths_.model);
   EXPECT_EQ(spec->output().dir(), "/j/out");
   EXPECT_TRUE(spec->output().merge());
   EXPECT_EQ(spec->device(), "cuda:3");
@@ -44,7 +46,7 @@ TEST_F(RankSpec, NamesTheFieldThatHasNoPath) {
   assignment_.mutable_run()->mutable_data()->mutable_eval(0)->set_path("/etc/passwd");
   EXPECT_THAT(std::string(MakeRankSpec(assignment_, paths_).status().message()),
               HasSubstr("data.eval[0].path: /etc/passwd"));
-  assignment_.set_model_path("/none");
+  paths_.model = "/none";
   EXPECT_THAT(std::string(MakeRankSpec(assignment_, paths_).status().message()),
               HasSubstr("model.path: models/m"));
 }
@@ -53,7 +55,7 @@ TEST_F(RankSpec, PutsNamesBackEverywhere) {
   const PathNames names(assignment_, paths_);
   EXPECT_EQ(names.Restore("/x/11:3 and /x/1:4"), "files/ab:3 and files/a:4");
   lemo::v1::RunEvent event;
-  event.mutable_error()->set_message("in " + assignment_.model_path() + "/config.json");
+  event.mutable_error()->set_message("in " + paths_.model + "/config.json");
   event.mutable_error()->add_violations()->set_file("/x/11");
   event.mutable_error()->add_violations()->set_file("/j/out/cache/b");
   names.Restore(&event);

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <string.h>
+
+#include <cerrno>
 
 namespace lemo::agent {
 namespace {
@@ -57,6 +60,28 @@ TEST(Judge, TakesTheRanksOwnWords) {
   EXPECT_EQ(Judge({.status = Left(3), .error = error}).failure().kind(), Failure::OUT_OF_MEMORY);
   EXPECT_EQ(Judge({.status = Left(4), .error = error}).failure().kind(), Failure::SYSTEM_ERROR);
   EXPECT_THAT(Judge({.status = Left(1)}).failure().message(), HasSubstr("code 1"));
+}
+
+TEST(Judge, OfSeveralRanksTheFirstThatFailedIsNamed) {
+  lemo::v1::ErrorEvent error;
+  error.set_message("the words of rank 0");
+  const AttemptEnded other =
+      Judge({.status = Left(2), .rank = 3, .ranks = 4, .error = error, .log_tail = "tail"});
+  EXPECT_EQ(other.failure().rank(), 3);
+  EXPECT_EQ(other.failure().kind(), Failure::USER_ERROR);
+  EXPECT_EQ(other.failure().message(), "rank 3 left with code 2 and gave no reason");
+  EXPECT_EQ(other.failure().log_tail(), "tail");
+  const AttemptEnded killed = Judge({.status = SIGKILL, .rank = 1, .ranks = 4});
+  EXPECT_THAT(killed.failure().message(), HasSubstr("rank 1 was ended by SIGKILL"));
+  const AttemptEnded first = Judge({.status = Left(2), .rank = 0, .ranks = 4, .error = error});
+  EXPECT_EQ(first.failure().message(), "the words of rank 0");
+}
+
+TEST(Judge, AFullDiskIsTheMachinesFault) {
+  lemo::v1::ErrorEvent error;
+  error.set_message("cannot save the checkpoint of step 30: cannot write it: " +
+                    std::string(::strerror(ENOSPC)));
+  EXPECT_EQ(Judge({.status = Left(2), .error = error}).failure().kind(), Failure::SYSTEM_ERROR);
 }
 
 }  // namespace

@@ -292,6 +292,56 @@ TEST_F(Artifacts, UploadIdsAreAnyText) {
   for (const std::string& file : Files()) EXPECT_EQ(file.find("incoming/"), 0) << file;
 }
 
+TEST_F(Artifacts, OldContentIsVisitedAndGoesOnlyWhileItIsOld) {
+  const std::string old = Publish("old"), used = Publish("used"), fresh = Publish("fresh");
+  for (const std::string& sha256 : {old, used}) {
+    fs::last_write_time(*store_->LocalPath(sha256),
+                        fs::file_time_type::clock::now() - std::chrono::hours(48));
+  }
+  const absl::Time before = absl::Now() - absl::Hours(24);
+  std::vector<std::string> seen;
+  ASSERT_TRUE(store_
+                  ->VisitOld(before,
+                             [&](const std::string& sha256) {
+                               seen.push_back(sha256);
+                               return absl::OkStatus();
+                             })
+                  .ok());
+  EXPECT_THAT(seen, testing::UnorderedElementsAre(old, used));
+  EXPECT_TRUE(store_->Refresh(used));
+  EXPECT_FALSE(store_->RemoveIfOld(used, before));
+  EXPECT_FALSE(store_->RemoveIfOld(fresh, before));
+  EXPECT_TRUE(store_->RemoveIfOld(old, before));
+  EXPECT_FALSE(store_->RemoveIfOld(old, before)) << "again";
+  EXPECT_FALSE(store_->Refresh(old));
+  EXPECT_EQ(*store_->Size(used), 4);
+  EXPECT_EQ(store_->Size(old).status().code(), StatusCode::kNotFound);
+}
+
+TEST_F(Artifacts, AnUploadUnderWayIsNoOldOne) {
+  const auto upload = Begin("under way", "abc");
+  ASSERT_TRUE(upload->Write(0, "a").ok());
+  { ASSERT_TRUE(Begin("left", "abc")->Write(0, "a").ok()); }
+  for (const std::string& file : Files()) {
+    fs::last_write_time(root_ / file, fs::file_time_type::clock::now() - std::chrono::hours(48));
+  }
+  EXPECT_EQ(*store_->RemoveOldUploads(absl::Now() - absl::Hours(24)), 1);
+  EXPECT_EQ(*store_->ReceivedBytes("left"), 0);
+  ASSERT_TRUE(upload->Write(1, "bc").ok());
+  EXPECT_TRUE(upload->Finish().ok());
+}
+
+TEST_F(Artifacts, ALinkIsNoContent) {
+  const std::string sha256 = Publish("abc");
+  const fs::path path = *store_->LocalPath(sha256);
+  fs::rename(path, root_ / "elsewhere");
+  fs::create_symlink(root_ / "elsewhere", path);
+  EXPECT_FALSE(store_->Has(sha256));
+  EXPECT_EQ(store_->LocalPath(sha256).status().code(), StatusCode::kNotFound);
+  std::string data;
+  EXPECT_EQ(Read(sha256, 0, &data).code(), StatusCode::kNotFound);
+}
+
 TEST_F(Artifacts, UploadsThatWereGivenUpAreClearedAtTheNextStart) {
   { ASSERT_TRUE(Begin("old", "abc")->Write(0, "a").ok()); }
   for (const std::string& file : Files()) {

@@ -72,7 +72,12 @@ TEST(ParseYaml, NamesTheLineOfAFault) {
             "2: the tag tag:yaml.org,2002:binary is not used here");
   EXPECT_EQ(Converted("a: 1\n? [1, 2]\n: x\n"), "2: a key is not a plain word");
   EXPECT_THAT(Converted("a: 1\n---\nb: 2\n"), HasSubstr("a second document; only one is read"));
+  EXPECT_THAT(Converted("{\"a\": 1},\n"), HasSubstr("a second document; only one is read"));
   EXPECT_EQ(Converted("a: \xff\n"), "1: not valid YAML: not UTF-8");
+  EXPECT_EQ(Converted("a: 1\nb: \"\\_\"\n"),
+            "2: not UTF-8 behind an escape; write \\u and four digits");
+  EXPECT_EQ(Converted(std::string("a: 1\nb: x\0y\n", 12)),
+            "2: not valid YAML: a control character");
 }
 
 TEST(ToYaml, IsReadBackAsItWas) {
@@ -85,6 +90,7 @@ TEST(ToYaml, IsReadBackAsItWas) {
       {"nothing", nlohmann::ordered_json::array()},
       {"none", nlohmann::ordered_json::object()},
       {"lines", "a\nb: \"c\"\t#"},
+      {std::string(2000, 'k'), {{std::string(2000, 'l'), {1}}}},
       {"a key: odd", 1}};
   const std::string yaml = ToYaml(json);
   EXPECT_EQ(Converted(yaml), json.dump()) << yaml;

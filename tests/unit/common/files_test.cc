@@ -59,6 +59,14 @@ TEST_F(FilesTest, FullDiskIsAPreconditionWithThePath) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("cannot write /data/x: No space left"));
 }
 
+TEST_F(FilesTest, AFullDiskIsKnownByItsMessage) {
+  for (const int error : {ENOSPC, EDQUOT, EFBIG}) {
+    const absl::Status status = ErrnoStatus(error, "write", "a/b");
+    EXPECT_TRUE(SaysDiskIsFull("step 30: " + std::string(status.message()) + "; as it was"));
+  }
+  EXPECT_FALSE(SaysDiskIsFull(std::string(ErrnoStatus(EIO, "write", "a/b").message())));
+}
+
 TEST_F(FilesTest, ReadKnowsItsErrors) {
   EXPECT_EQ(ReadFile(dir_ / "absent").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(ReadFile(dir_).status().code(), absl::StatusCode::kInvalidArgument);

@@ -129,6 +129,23 @@ TEST_F(CoreTest, AnAgentThatStopsUnaskedGetsTheJobBackOnlyLater) {
   EXPECT_EQ(State(), Job::STARTING);
 }
 
+TEST_F(CoreTest, AbsurdRunTimesAreNotBelieved) {
+  Run();
+  int attempt = 0;
+  for (double seconds : {std::numeric_limits<double>::infinity(), -1e300,
+                         std::numeric_limits<double>::quiet_NaN(), 2.5}) {
+    AgentMessage message;
+    AttemptEnded& ended = *message.mutable_ended();
+    *ended.mutable_id() = Id(++attempt);
+    ended.set_outcome(AttemptEnded::FAILED);
+    ended.set_run_seconds(seconds);
+    Say(1, message);
+    ASSERT_EQ(State(), Job::QUEUED);
+    PassWithHeartbeats(1, absl::Seconds(10));
+  }
+  EXPECT_EQ(stored_[kJob].run_seconds_used, 2.5);
+}
+
 TEST_F(CoreTest, OtherAttemptsAreFencedOff) {
   Run();
   Ended(1, 1, AttemptEnded::FAILED, 0);

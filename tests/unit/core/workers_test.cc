@@ -42,6 +42,56 @@ TEST_F(CoreTest, ALostLeaseRestartsItsJobsAfterTheMargin) {
   EXPECT_TRUE(core_.Workers().empty());
 }
 
+TEST_F(CoreTest, TheTimeOfALostAttemptIsCharged) {
+  Run();
+  PassWithHeartbeats(1, absl::Seconds(60));
+  Pass(absl::Seconds(16));
+  ASSERT_EQ(State(), Job::QUEUED);
+  // Until it was declared lost: the lease and the margin after the last heartbeat.
+  EXPECT_NEAR(stored_[kJob].run_seconds_used, 75, 0.1);
+  Connect(2);
+  ASSERT_EQ(State(), Job::STARTING);
+  EXPECT_NEAR(Sent(2)[1].assign().run_seconds_used(), 75, 0.1);
+  Pass(absl::Seconds(20));  // an attempt that never ran costs nothing
+  EXPECT_NEAR(stored_[kJob].run_seconds_used, 75, 0.1);
+}
+
+TEST_F(CoreTest, TheTimeThatAnAgentTellsIsNotChargedTwice) {
+  Run();
+  PassWithHeartbeats(1, absl::Seconds(60));
+  Ended(1, 1, AttemptEnded::FAILED, 0);  // of no time
+  EXPECT_EQ(State(), Job::QUEUED);
+  EXPECT_EQ(stored_[kJob].run_seconds_used, 0);
+}
+
+TEST_F(CoreTest, AnAgentThatForgotItsRunIsCharged) {
+  Run();
+  PassWithHeartbeats(1, absl::Seconds(60));
+  Connect(2);
+  EXPECT_EQ(State(), Job::QUEUED);
+  EXPECT_NEAR(stored_[kJob].run_seconds_used, 60, 0.1);
+}
+
+TEST_F(CoreTest, LostAttemptsUseUpTheRunTime) {
+  Submitted event;
+  event.record.job.set_name(kJob);
+  event.record.job.mutable_spec()->mutable_limits()->set_run_seconds(100);
+  ASSERT_TRUE(Ask(event).ok());
+  Do(Validated{kJob, std::nullopt, 0});
+  for (int session = 1; State() != Job::FAILED; ++session) {
+    ASSERT_LE(session, 2);
+    Connect(session);
+    Started(session, session);
+    PassWithHeartbeats(session, absl::Seconds(45));
+    Pass(absl::Seconds(20));
+  }
+  EXPECT_EQ(Stored().restarts(), 1);
+  EXPECT_EQ(Stored().failure().kind(), Failure::LIMIT_EXCEEDED);
+  EXPECT_THAT(Stored().failure().message(),
+              ::testing::AllOf(::testing::HasSubstr("limits.run_seconds: ran for 120 s, 100 s"),
+                               ::testing::HasSubstr("workers/a was lost")));
+}
+
 TEST_F(CoreTest, ALapsedLeaseTakesNoNewJobs) {
   Connect(1);
   Pass(absl::Seconds(11));
@@ -187,6 +237,31 @@ TEST_F(CoreTest, AClockThatIsSetEndsNoLease) {
   EXPECT_EQ(State(), Job::QUEUED);
 }
 
+TEST_F(CoreTest, AClockThatIsSetForwardChargesNobody) {
+  Run();
+  PassWithHeartbeats(1, absl::Seconds(10));
+  now_ += absl::Hours(24 * 365);
+  Do(Tick{});
+  Beat(1);
+  now_ -= absl::Hours(24 * 365 * 20);
+  Do(Tick{});
+  Beat(1);
+  EXPECT_EQ(State(), Job::RUNNING);
+  Pass(absl::Seconds(16));
+  ASSERT_EQ(State(), Job::QUEUED);
+  EXPECT_LT(stored_[kJob].run_seconds_used, 45);
+}
+
+TEST_F(CoreTest, ABackOffOutlivesNoClockThatIsSetBack) {
+  Run();
+  Ended(1, 1, AttemptEnded::FAILED, 0);
+  ASSERT_EQ(State(), Job::QUEUED);
+  now_ -= absl::Hours(24 * 365);
+  Do(Tick{});
+  PassWithHeartbeats(1, absl::Seconds(3));
+  EXPECT_EQ(State(), Job::STARTING);
+}
+
 class RecoverTest : public CoreTest {
  protected:
   std::vector<Effect> RecoverAll(const std::set<std::string>& cordoned = {}) {
@@ -215,6 +290,24 @@ TEST_F(RecoverTest, JobsOfAgentsThatStayAwayAreRestarted) {
   RecoverAll();
   Pass(options_.recovery_grace + options_.fence_margin + absl::Seconds(1));
   EXPECT_EQ(State(), Job::QUEUED);
+}
+
+TEST_F(RecoverTest, TheTimeBeforeTheRestartIsChargedToo) {
+  Run();
+  PassWithHeartbeats(1, absl::Seconds(60));
+  RecoverAll();
+  Pass(options_.recovery_grace + options_.fence_margin + absl::Seconds(1));
+  ASSERT_EQ(State(), Job::QUEUED);
+  EXPECT_NEAR(stored_[kJob].run_seconds_used, 80, 0.1);
+}
+
+TEST_F(RecoverTest, AStartInTheFutureIsNoStart) {
+  Run();
+  now_ -= absl::Hours(24);
+  RecoverAll();
+  Pass(options_.recovery_grace + options_.fence_margin + absl::Seconds(1));
+  ASSERT_EQ(State(), Job::QUEUED);
+  EXPECT_NEAR(stored_[kJob].run_seconds_used, 20, 0.1);
 }
 
 TEST_F(RecoverTest, ValidationsBeginAgain) {

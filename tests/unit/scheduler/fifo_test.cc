@@ -76,12 +76,6 @@ TEST(Fifo, SaysWhatIsMissing) {
             "needs 2 CUDA devices with 24.0 GiB each on one worker; 0 of that size are there, the "
             "largest device has 16.0 GiB");
 
-  Request with_model = MakeRequest("j", 1);
-  with_model.model_path = "/models/llama";
-  auto [model, model_text] = WhyWaits({{MakeWorker("a", 1, 0)}, {with_model}});
-  EXPECT_EQ(model, WaitReason::kModelMissing);
-  EXPECT_EQ(model_text, "no worker with fitting devices has the model /models/llama");
-
   Worker cordoned = MakeWorker("a", 2, 0);
   cordoned.accepts_jobs = false;
   auto [cordon, cordon_text] = WhyWaits({{cordoned}, {MakeRequest("j", 1)}});
@@ -95,12 +89,33 @@ TEST(Fifo, SaysWhatIsMissing) {
   EXPECT_EQ(wait_text, "needs 2 devices free at once on one worker; at most 1 is free");
 }
 
-TEST(Fifo, AModelThatAWorkerHasIsFound) {
-  Worker with = MakeWorker("b", 1, 0);
+TEST(Fifo, AWorkerThatHasTheModelComesFirst) {
+  Worker with = MakeWorker("b", 4, 0);
   with.model_paths = {"/models/other", "/models/llama"};
   Request request = MakeRequest("j", 1);
   request.model_path = "/models/llama";
-  Decisions decisions = Decide({{MakeWorker("a", 1, 0), with}, {request}});
+  // Though others are tighter, and whatever the order.
+  const Worker a = MakeWorker("a", 1, 0);
+  const Worker c = MakeWorker("c", 1, 0);
+  for (const std::vector<Worker>& workers :
+       {std::vector<Worker>{a, with, c}, {with, a, c}, {a, c, with}}) {
+    Decisions decisions = Decide({workers, {request}});
+    ASSERT_EQ(decisions.placements.size(), 1u);
+    EXPECT_EQ(decisions.placements[0].worker, "b");
+  }
+  // Of several that have it the tightest.
+  Worker tight = MakeWorker("d", 2, 0);
+  tight.model_paths = {"/models/llama"};
+  EXPECT_EQ(Decide({{a, with, tight}, {request}}).placements.at(0).worker, "d");
+}
+
+TEST(Fifo, AWorkerWithoutTheModelIsTakenRatherThanNone) {
+  Worker with = MakeWorker("a", 1, 0);
+  with.model_paths = {"/models/llama"};
+  with.devices[0].busy = true;
+  Request request = MakeRequest("j", 1);
+  request.model_path = "/models/llama";
+  Decisions decisions = Decide({{with, MakeWorker("b", 1, 0)}, {request}});
   ASSERT_EQ(decisions.placements.size(), 1u);
   EXPECT_EQ(decisions.placements[0].worker, "b");
 }

@@ -45,6 +45,16 @@ TEST(Files, CreateFindDelete) {
   EXPECT_EQ(store->GetFile("files/a").status(), absl::NotFoundError("files/a: no such file"));
 }
 
+TEST(Files, ADeletedFileForgetsItsUpload) {
+  const ScratchDir scratch;
+  const auto store = MustOpen(scratch / "db");
+  ASSERT_TRUE(store->CreateFile(SampleFile("a", "s1"), "upload").ok());
+  ASSERT_TRUE(store->DeleteFile("files/a").ok());
+  EXPECT_FALSE(store->FindUpload("upload")->has_value());
+  ASSERT_TRUE(store->CreateFile(SampleFile("b", "s2"), "upload").ok());
+  EXPECT_EQ((*store->FindUpload("upload"))->name(), "files/b");
+}
+
 TEST(Files, PagesNewestFirst) {
   const ScratchDir scratch;
   const auto store = MustOpen(scratch / "db");
@@ -78,6 +88,14 @@ TEST(Models, CreateListDelete) {
   for (const auto& model : *models) names.push_back(model.name());
   EXPECT_THAT(names, ElementsAre("models/a", "models/b"));
   EXPECT_EQ(store->GetModel("models/a")->parameters(), 8'000'000'000);
+  lemo::v1::Model other;
+  other.set_name("models/a");
+  other.add_files()->set_path("config.json");
+  ASSERT_TRUE(store->ReplaceModel(other).ok());
+  EXPECT_EQ(store->GetModel("models/a")->files(0).path(), "config.json");
+  EXPECT_EQ(store->GetModel("models/b")->parameters(), 8'000'000'000);
+  other.set_name("models/c");
+  EXPECT_EQ(store->ReplaceModel(other), absl::NotFoundError("models/c: no such model"));
   ASSERT_TRUE(store->DeleteModel("models/a").ok());
   EXPECT_EQ(store->DeleteModel("models/a"), absl::NotFoundError("models/a: no such model"));
   EXPECT_EQ(store->GetModel("models/a").status(), absl::NotFoundError("models/a: no such model"));

@@ -21,6 +21,7 @@ TEST(Jobs, ARecordComesBackWithAllItsParts) {
   record.attempt_sequence = 12;
   record.not_before = absl::FromUnixNanos(1'700'000'000'123'456'789);
   record.run_seconds_used = 0.1;
+  record.running_since = absl::FromUnixSeconds(1'700'000'001);
   for (const char* name : {"files/a", "files/b"}) {
     lemo::v1::InputFile& file = record.files.emplace_back();
     file.set_name(name);
@@ -30,6 +31,11 @@ TEST(Jobs, ARecordComesBackWithAllItsParts) {
   record.files.emplace_back();  // an empty message has no bytes, but is one
   record.model_path = "/models/\xff not UTF-8";
   record.model_fingerprint = "f";
+  for (const char* path : {"config.json", "model.safetensors"}) {
+    lemo::v1::ModelFile& file = record.model_files.emplace_back();
+    file.set_path(path);
+    file.set_bytes(int64_t{16} << 30);
+  }
   record.devices = {0, 3};
   record.request_id = "r";
   record.request_hash = "h";
@@ -48,12 +54,17 @@ TEST(Jobs, ARecordComesBackWithAllItsParts) {
   EXPECT_EQ(back.not_before, record.not_before);
   EXPECT_EQ(back.queued_time, absl::InfinitePast());
   EXPECT_EQ(back.run_seconds_used, 0.1);
+  EXPECT_EQ(back.running_since, record.running_since);
   ASSERT_EQ(back.files.size(), 3);
   for (size_t i = 0; i < 3; ++i) {
     EXPECT_EQ(back.files[i].SerializeAsString(), record.files[i].SerializeAsString());
   }
   EXPECT_EQ(back.model_path, record.model_path);
   EXPECT_EQ(back.model_fingerprint, "f");
+  ASSERT_EQ(back.model_files.size(), 2);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(back.model_files[i].SerializeAsString(), record.model_files[i].SerializeAsString());
+  }
   EXPECT_THAT(back.devices, ElementsAre(0, 3));
   EXPECT_EQ(back.request_id, "r");
   EXPECT_EQ(back.request_hash, "h");

@@ -102,6 +102,47 @@ TEST(Migrate, KeepsWhatIsThereAndACopyOfBefore) {
   EXPECT_EQ(MustOpen(copy)->GetJob(JobName(1))->name(), JobName(1));
 }
 
+TEST(Migrate, JobsOfTheFirstSchemaGoOn) {
+  const ScratchDir scratch;
+  {
+    const auto db = SqlConnection::Open(scratch / "db");
+    ASSERT_TRUE(Migrate(**db, {SchemaMigrations()[0]}).ok());
+    ASSERT_TRUE((*db)
+                    ->Execute("INSERT INTO jobs VALUES (1, 'jobs/j1', 3, 1, NULL, 0, 0, 'n', 0, 0, "
+                              "0, 2.5, '/m', 'f', '', '', '', x'', x'')")
+                    .ok());
+  }
+  const auto active = MustOpen(scratch / "db")->ActiveJobs();
+  ASSERT_TRUE(active.ok()) << active.status();
+  ASSERT_EQ(active->size(), 1);
+  EXPECT_EQ(active->front().model_path, "/m");
+  EXPECT_EQ(active->front().run_seconds_used, 2.5);
+  EXPECT_TRUE(active->front().model_files.empty());
+}
+
+TEST(Migrate, ADatabaseOfTheFirstSchemaLearnsWhatItsJobsName) {
+  const ScratchDir scratch;
+  {
+    const auto db = SqlConnection::Open(scratch / "db");
+    ASSERT_TRUE(Migrate(**db, {SchemaMigrations()[0]}).ok());
+    lemo::v1::Job job;
+    job.set_name("jobs/old");
+    job.set_state(lemo::v1::Job::SUCCEEDED);
+    job.add_artifacts()->set_sha256("a");
+    const std::string bytes = job.SerializeAsString();
+    ASSERT_TRUE((*db)
+                    ->Run("INSERT INTO jobs VALUES (1,'jobs/old',7,1,2,0,0,'',0,0,0,0,'','','','',"
+                          "'',x'',?)",
+                          {SqlBlob(bytes)})
+                    .ok());
+  }
+  for (const char* time : {"first", "again"}) {
+    const auto store = MustOpen(scratch / "db");
+    EXPECT_TRUE(*store->HasContent("a")) << time;
+    EXPECT_EQ(store->GetJob("jobs/old")->artifacts_size(), 1);
+  }
+}
+
 TEST(Migrate, AFailedStepLeavesTheVersionBeforeIt) {
   const ScratchDir scratch;
   { const auto store = MustOpen(scratch / "db"); }

@@ -30,7 +30,11 @@ TEST(Expire, DropsEventsOfJobsThatEndedBefore) {
   PutWithEvents(*store, 5, Job::CANCELLED, 0);
   const auto counts = [&] {
     std::vector<size_t> sizes;
-    for (int i = 1; i <= 4; ++i) sizes.push_back(store->Events(JobName(i), 0, 10'000)->size());
+    for (int i = 1; i <= 4; ++i) {
+      const auto events = store->Events(JobName(i), 0, 10'000);
+      EXPECT_EQ(events.ok(), !absl::IsOutOfRange(events.status())) << events.status();
+      sizes.push_back(events.ok() ? events->size() : 0);
+    }
     return sizes;
   };
   EXPECT_THAT(counts(), testing::ElementsAre(3, 3, 5000, 3));
@@ -39,6 +43,11 @@ TEST(Expire, DropsEventsOfJobsThatEndedBefore) {
   EXPECT_EQ(*store->Expire(absl::FromUnixSeconds(4)), 0);
   EXPECT_EQ(*store->Expire(absl::InfiniteFuture()), 3);
   EXPECT_EQ(store->ListJobs({}, true, 10, "")->jobs.size(), 5) << "the jobs stay";
+  const absl::Status gone = store->Events(JobName(1), 2, 10).status();
+  EXPECT_EQ(gone.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_THAT(std::string(gone.message()), HasSubstr("jobs/j1 ended long ago"));
+  EXPECT_TRUE(store->Events(JobName(1), 3, 10)->empty()) << "who has seen all misses none";
+  EXPECT_TRUE(store->Events(JobName(5), 0, 10)->empty()) << "there never was one";
 }
 
 TEST(Backup, IsAConsistentCopyWhileRunning) {
@@ -55,6 +64,39 @@ TEST(Backup, IsAConsistentCopyWhileRunning) {
   for (const auto& entry : fs::directory_iterator(fs::path(scratch / "db").parent_path())) {
     EXPECT_EQ(entry.path().string().find(".tmp"), std::string::npos) << entry.path();
   }
+}
+
+TEST(Backup, TellsWhatContentItNames) {
+  const ScratchDir scratch;
+  {
+    const auto store = MustOpen(scratch / "db");
+    JobRecord done = SampleJob(1, Job::SUCCEEDED), running = SampleJob(2, Job::RUNNING);
+    done.job.add_artifacts()->set_sha256("a");
+    done.job.add_artifacts()->set_sha256("b");
+    running.job.mutable_checkpoint()->add_files()->set_sha256("c");
+    ASSERT_TRUE(Put(*store, done).ok() && Put(*store, running).ok());
+    lemo::v1::File file;
+    file.set_name("files/f");
+    file.set_sha256("a");
+    ASSERT_TRUE(store->CreateFile(file, "").ok());
+    ASSERT_TRUE(store->Backup(scratch / "copy").ok());
+    // What came later is not in it.
+    running.job.mutable_checkpoint()->mutable_files(0)->set_sha256("d");
+    ASSERT_TRUE(Put(*store, running).ok());
+    EXPECT_TRUE(*store->HasContent("d", true));
+    EXPECT_FALSE(*store->HasContent("c", true));
+    EXPECT_FALSE(*store->HasContent("d", false)) << "a checkpoint's is kept apart";
+    EXPECT_TRUE(*store->HasContent("b"));
+  }
+  std::vector<std::string> found;
+  const auto jobs = VisitContents(scratch / "copy", [&](const NamedContent& content) {
+    found.push_back(
+        absl::StrCat(content.owner, " ", content.sha256, content.checkpoint ? " c" : ""));
+    return absl::OkStatus();
+  });
+  EXPECT_EQ(*jobs, 2);
+  EXPECT_THAT(found,
+              testing::UnorderedElementsAre("jobs/j1 a", "jobs/j1 b", "jobs/j2 c c", "files/f a"));
 }
 
 TEST(Backup, RefusesToReplaceADatabaseInUse) {

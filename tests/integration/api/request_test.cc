@@ -1,0 +1,213 @@
+// Requests that nobody should send.
+#include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+
+#include <cmath>
+#include <limits>
+
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "tests/integration/api/coordinator.h"
+
+namespace lemo::coordinator {
+namespace {
+
+using grpc::StatusCode;
+using lemo::v1::Job;
+using testing::HasSubstr;
+
+class RequestTest : public CoordinatorTest {
+ protected:
+  RequestTest() { Start(); }
+  ~RequestTest() override {
+    // Whatever was sent, the coordinator is well.
+    Get(Submit(Spec(Upload("{}\n"))).name());
+    EXPECT_EQ(Stop(), 0) << process_->Errors();
+  }
+  void SetUp() override { AddModel(); }
+
+  // These bytes, as the request of a method.
+  grpc::Status SendBytes(const std::string& method, const std::string& bytes) {
+    grpc::GenericStub stub(Dial());
+    grpc::CompletionQueue queue;
+    const auto context = Patiently();
+    const grpc::Slice slice(bytes);
+    const grpc::ByteBuffer request(&slice, 1);
+    const auto call = stub.PrepareUnaryCall(context.get(), method, request, &queue);
+    call->StartCall();
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    call->Finish(&response, &status, nullptr);
+    void* tag = nullptr;
+    bool ok = false;
+    EXPECT_TRUE(queue.Next(&tag, &ok));
+    return status;
+  }
+};
+
+TEST_F(RequestTest, MalformedBytesAreRefused) {
+  for (const char* method :
+       {"/lemo.v1.JobService/SubmitJob", "/lemo.v1.JobService/GetJob",
+        "/lemo.v1.FileService/UploadFile", "/lemo.v1.JobService/WatchJob",
+        "/lemo.v1.WorkerService/Connect", "/lemo.v1.AdminService/CreateBackup"}) {
+    for (const std::string& bytes :
+         {std::string("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+          std::string("\x0a\x7f"
+                      "a"),
+          std::string("\x0a\x02\xff\xfe"), std::string(70'000, '\x0b')}) {
+      const grpc::Status status = SendBytes(method, bytes);
+      EXPECT_FALSE(status.ok()) << method;
+    }
+  }
+  EXPECT_EQ(SendBytes("/lemo.v1.JobService/NoSuchMethod", "").error_code(),
+            StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(RequestTest, OversizedMessagesAreRefused) {
+  lemo::v1::SubmitJobRequest request;
+  request.mutable_spec()->set_display_name(std::string(5 << 20, 'x'));
+  Job job;
+  const grpc::Status status = jobs_->SubmitJob(Patiently().get(), request, &job);
+  EXPECT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+}
+
+TEST_F(RequestTest, NamesDoNotLeadAnywhere) {
+  const std::vector<std::string> names = {"",
+                                          "jobs",
+                                          "jobs/",
+                                          "jobs/..",
+                                          "jobs/.",
+                                          "jobs/../x",
+                                          "/etc/passwd",
+                                          "../jobs/a",
+                                          "jobs/a/b",
+                                          std::string("jobs/a\0b", 8),
+                                          "files/a",
+                                          "jobs/\n",
+                                          "jobs/" + std::string(100'000, 'a'),
+                                          "jobs/-a",
+                                          "JOBS/a"};
+  for (const std::string& name : names) {
+    lemo::v1::GetJobRequest get;
+    get.set_name(name);
+    Job job;
+    EXPECT_EQ(jobs_->GetJob(Patiently().get(), get, &job).error_code(),
+              StatusCode::INVALID_ARGUMENT)
+        << name.substr(0, 40);
+    lemo::v1::ReadLogsRequest logs;
+    logs.set_name(name);
+    const auto context = Patiently();
+    const auto reader = jobs_->ReadLogs(context.get(), logs);
+    lemo::v1::LogChunk chunk;
+    while (reader->Read(&chunk)) ADD_FAILURE() << "a log of " << name;
+    EXPECT_EQ(reader->Finish().error_code(), StatusCode::INVALID_ARGUMENT);
+  }
+  for (const std::string& id :
+       {std::string(".."), std::string("."), std::string("a/b"), std::string("/abs"),
+        std::string("../x"), std::string("a\0b", 3), std::string(64, 'a'), std::string("-a"),
+        std::string("a.tmp"), std::string("a\n")}) {
+    lemo::v1::CreateBackupRequest backup;
+    backup.set_backup_id(id);
+    lemo::v1::Backup made;
+    EXPECT_EQ(admin_->CreateBackup(Patiently().get(), backup, &made).error_code(),
+              StatusCode::INVALID_ARGUMENT)
+        << id;
+  }
+}
+
+TEST_F(RequestTest, AllFaultsOfASpecAreToldAtOnce) {
+  lemo::v1::SubmitJobRequest request;
+  lemo::v1::JobSpec& spec = *request.mutable_spec();
+  spec.set_display_name(std::string(64, 'x'));
+  for (int i = 0; i < 17; ++i) (*spec.mutable_labels())["k" + std::to_string(i)] = "v";
+  (*spec.mutable_labels())[""] = std::string(1000, 'v');
+  spec.mutable_resources()->set_ranks(std::numeric_limits<int>::max());
+  spec.mutable_resources()->set_device("tpu");
+  spec.mutable_resources()->set_memory_bytes(-1);
+  spec.mutable_restart()->set_limit(-1);
+  spec.mutable_restart()->set_backoff_seconds(std::nan(""));
+  spec.mutable_limits()->set_run_seconds(std::numeric_limits<double>::infinity());
+  spec.mutable_limits()->set_disk_bytes(std::numeric_limits<int64_t>::min());
+  spec.mutable_run()->mutable_model()->set_path("../m");
+  spec.mutable_run()->mutable_data()->add_train()->set_path("files/../../etc/passwd");
+  spec.mutable_run()->mutable_data()->add_eval()->set_path("files/none");
+  Job job;
+  const grpc::Status status = jobs_->SubmitJob(Patiently().get(), request, &job);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+  google::rpc::Status rich;
+  ASSERT_TRUE(rich.ParseFromString(status.error_details()));
+  google::rpc::BadRequest bad;
+  for (const auto& detail : rich.details()) {
+    if (detail.Is<google::rpc::BadRequest>()) detail.UnpackTo(&bad);
+  }
+  std::vector<std::string> fields;
+  for (const auto& violation : bad.field_violations()) fields.push_back(violation.field());
+  EXPECT_THAT(fields, testing::IsSupersetOf(
+                          {"display_name", "labels", "labels[\"\"]", "resources.ranks",
+                           "resources.device", "resources.memory_bytes", "restart.limit",
+                           "restart.backoff_seconds", "limits.run_seconds", "limits.disk_bytes",
+                           "run.model.path", "run.data.train[0].path", "run.data.eval[0].path"}));
+}
+
+// What the checks at the door let pass goes into the file that the checking program reads.
+TEST_F(RequestTest, OddNumbersInARunReachTheCheck) {
+  lemo::v1::JobSpec spec = Spec(Upload("{}\n"));
+  spec.mutable_run()->mutable_train()->set_learning_rate(std::nan(""));
+  spec.mutable_run()->mutable_train()->set_steps(std::numeric_limits<int>::min());
+  spec.set_display_name("\x7f\xc2\x80 \xf0\x9f\x98\x80");
+  Await(Submit(spec).name(), Job::QUEUED);
+}
+
+TEST_F(RequestTest, ARequestIdStandsForOneRequest) {
+  lemo::v1::SubmitJobRequest request;
+  *request.mutable_spec() = Spec(Upload("{}\n"));
+  request.set_request_id("5a0c");
+  Job first, second;
+  ASSERT_TRUE(jobs_->SubmitJob(Patiently().get(), request, &first).ok());
+  (*request.mutable_spec()->mutable_labels())["a"] = "b";
+  const grpc::Status status = jobs_->SubmitJob(Patiently().get(), request, &second);
+  EXPECT_EQ(status.error_code(), StatusCode::ALREADY_EXISTS);
+  EXPECT_THAT(status.error_message(), HasSubstr(first.name()));
+  request.set_request_id(std::string(129, 'x'));
+  EXPECT_EQ(jobs_->SubmitJob(Patiently().get(), request, &second).error_code(),
+            StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(RequestTest, ListsRefuseWhatTheyDidNotGive) {
+  for (const auto& [filter, order, token, size] :
+       std::vector<std::tuple<std::string, std::string, std::string, int>>{
+           {"state = NONSENSE", "", "", 0},
+           {std::string(100'000, '('), "", "", 0},
+           {"", "drop table", "", 0},
+           {"", "", "x", 0},
+           {"", "", std::string(100'000, 'A'), 0},
+           {"", "", "", -1}}) {
+    lemo::v1::ListJobsRequest request;
+    request.set_filter(filter);
+    request.set_order_by(order);
+    request.set_page_token(token);
+    request.set_page_size(size);
+    lemo::v1::ListJobsResponse response;
+    EXPECT_EQ(jobs_->ListJobs(Patiently().get(), request, &response).error_code(),
+              StatusCode::INVALID_ARGUMENT);
+  }
+}
+
+TEST_F(RequestTest, ADownloadKnowsItsBounds) {
+  const std::string file = Upload("{}\n");
+  for (const int64_t offset : {int64_t{-1}, int64_t{4}, std::numeric_limits<int64_t>::max(),
+                               std::numeric_limits<int64_t>::min()}) {
+    lemo::v1::DownloadFileRequest request;
+    request.set_name(file);
+    request.set_offset(offset);
+    const auto context = Patiently();
+    const auto reader = files_->DownloadFile(context.get(), request);
+    lemo::v1::DataChunk chunk;
+    EXPECT_FALSE(reader->Read(&chunk));
+    EXPECT_EQ(reader->Finish().error_code(),
+              offset < 0 ? StatusCode::INVALID_ARGUMENT : StatusCode::OUT_OF_RANGE);
+  }
+}
+
+}  // namespace
+}  // namespace lemo::coordinator
