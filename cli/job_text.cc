@@ -145,7 +145,7 @@ std::string JobText(const Job& job) {
   details.Add("reason", job.reason());
   if (job.stop_request() == Job::STOP_PAUSE) details.Add("asked to", "pause");
   if (job.stop_request() == Job::STOP_CANCEL) details.Add("asked to", "cancel");
-  details.Add("progress", ProgressText(job.progress(), job.spec().resources().memory_bytes()));
+  details.Add("progress", ProgressText(job.progress(), job.spec().limits().host_memory_bytes()));
   if (job.progress().checkpoint_step() > 0) {
     details.Add("checkpoint", absl::StrCat("step ", job.progress().checkpoint_step(), " at ",
                                            Time(job.progress().checkpoint_time())));

@@ -33,7 +33,7 @@ class Watch {
         job_(std::move(job)),
         text_({.terminal = context.is_table() && IsTerminal(context.out()),
                .width = TerminalWidth(),
-               .memory_limit = job_.spec().resources().memory_bytes()}) {}
+               .memory_limit = job_.spec().limits().host_memory_bytes()}) {}
 
   absl::StatusOr<int> Run() {
     CatchInterrupts();

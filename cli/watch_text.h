@@ -12,7 +12,7 @@ struct WatchTextOptions {
   // Otherwise every event is a line.
   bool terminal = false;
   int width = 80;            // columns
-  int64_t memory_limit = 0;  // bytes a rank was given, 0 for none
+  int64_t memory_limit = 0;  // bytes that the job allowed itself, 0 for none
 };
 
 // Turns events into what is to be written, one after another. It looks at no clock: the caller says

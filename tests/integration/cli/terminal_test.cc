@@ -89,7 +89,7 @@ class TerminalTest : public CliTest {
   TerminalTest() {
     const std::lock_guard lock(state_.mutex);
     state_.jobs["jobs/a"].set_name("jobs/a");
-    state_.jobs["jobs/a"].mutable_spec()->mutable_resources()->set_memory_bytes(int64_t{1} << 30);
+    state_.jobs["jobs/a"].mutable_spec()->mutable_limits()->set_host_memory_bytes(int64_t{1} << 30);
     state_.jobs["jobs/a"].set_state(Job::RUNNING);
     state_.events["jobs/a"] = {StateEvent(1, Job::RUNNING), StepEvent(2, 1)};
   }

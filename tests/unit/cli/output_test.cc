@@ -23,6 +23,7 @@ lemo::v1::Job SampleJob() {
   job.mutable_spec()->mutable_run()->mutable_data()->add_train()->set_path("files/a1");
   job.mutable_spec()->mutable_run()->mutable_data()->add_eval()->set_path("files/b2");
   job.mutable_spec()->mutable_resources()->set_memory_bytes(2LL << 30);
+  job.mutable_spec()->mutable_limits()->set_host_memory_bytes(2LL << 30);
   job.set_state(lemo::v1::Job::SUCCEEDED);
   job.mutable_create_time()->set_seconds(1767225600);
   job.mutable_start_time()->set_seconds(1767225601);
