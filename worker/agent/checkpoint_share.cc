@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -167,19 +168,24 @@ absl::Status FetchCheckpoint(const std::string& job, const JobCheckpoint& checkp
   }
   if (name.empty()) return absl::InvalidArgumentError("a checkpoint without files");
 
-  const fs::path target = out / kCheckpoints / name;
-  const fs::path beside = out / kCheckpoints / absl::StrCat(".", name, ".fetched");
-  LEMO_RETURN_IF_ERROR(MakeDirectories(beside));
+  // Beside the output directory: one with checkpoints, or a part of them, and without the identity
+  // is taken for somebody else's.
+  const fs::path beside = out.parent_path() / "fetched";
+  std::error_code error;
+  fs::remove_all(beside, error);
+  absl::Cleanup clean = [&beside] {
+    std::error_code ignored;
+    fs::remove_all(beside, ignored);
+  };
+  LEMO_RETURN_IF_ERROR(MakeDirectories(beside / name));
   for (const lemo::v1::Artifact& file : checkpoint.files()) {
-    const bool identity = file.path() == kIdentity;
-    std::error_code error;
-    if (identity && fs::exists(out / kIdentity, error)) continue;
-    FetchRequest fetch{
-        .name = file.path(),
-        .bytes = file.bytes(),
-        .sha256 = file.sha256(),
-        .path = identity ? out / kIdentity : beside / fs::path(file.path()).filename(),
-        .open = nullptr};
+    FetchRequest fetch{.name = file.path(),
+                       .bytes = file.bytes(),
+                       .sha256 = file.sha256(),
+                       .path = file.path() == kIdentity
+                                   ? beside / kIdentity
+                                   : beside / name / fs::path(file.path()).filename(),
+                       .open = nullptr};
     fetch.open = [stub, &job, &file](grpc::ClientContext* context, int64_t offset) {
       lemo::v1::DownloadArtifactRequest request;
       request.set_name(job);
@@ -189,10 +195,14 @@ absl::Status FetchCheckpoint(const std::string& job, const JobCheckpoint& checkp
     };
     LEMO_RETURN_IF_ERROR(FetchFile(fetch, canceller));
   }
-  std::error_code error;
+  LEMO_RETURN_IF_ERROR(MakeDirectories(out));
+  if (!fs::exists(out / kIdentity, error)) fs::rename(beside / kIdentity, out / kIdentity, error);
+  if (error) return ErrnoStatus(error.value(), "rename", beside / kIdentity);
+  const fs::path target = out / kCheckpoints / name;
+  LEMO_RETURN_IF_ERROR(MakeDirectories(target.parent_path()));
   fs::remove_all(target, error);
-  fs::rename(beside, target, error);
-  if (error) return ErrnoStatus(error.value(), "rename", beside);
+  fs::rename(beside / name, target, error);
+  if (error) return ErrnoStatus(error.value(), "rename", beside / name);
   return absl::OkStatus();
 }
 

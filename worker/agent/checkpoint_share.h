@@ -67,9 +67,9 @@ class CheckpointShare {
   bool cancelled_ = false;
 };
 
-// Brings `checkpoint` of `job` into the run's output directory, unless one as new is there. Each
-// file is written beside and checked; the directory gets its name at last. An error costs nothing
-// but work; Cancelled when `canceller` says no. Blocks.
+// Brings `checkpoint` of `job` into the run's output directory `out`, unless one as new is there:
+// all of it, or nothing. `fetched`, beside `out`, is used meanwhile. An error costs nothing but
+// work; Cancelled when `canceller` says no. Blocks.
 absl::Status FetchCheckpoint(const std::string& job, const lemo::v1::JobCheckpoint& checkpoint,
                              const std::filesystem::path& out, lemo::v1::JobService::Stub* stub,
                              Canceller* canceller);
