@@ -88,6 +88,16 @@ LEMO_RMS_NORM_CLONES(c10::BFloat16)
 
 }  // namespace
 
+template <typename T, typename W>
+void RmsNormRows(const T* x, const T* weight, double eps, int64_t rows, int64_t width, T* y,
+                 W* rstd) {
+  Forward(x, weight, eps, rows, width, y, rstd);
+}
+template void RmsNormRows(const double*, const double*, double, int64_t, int64_t, double*, double*);
+template void RmsNormRows(const float*, const float*, double, int64_t, int64_t, float*, float*);
+template void RmsNormRows(const c10::BFloat16*, const c10::BFloat16*, double, int64_t, int64_t,
+                          c10::BFloat16*, float*);
+
 std::tuple<at::Tensor, at::Tensor> RmsNorm(const at::Tensor& x_any, const at::Tensor& weight_any,
                                            double eps) {
   CheckRmsNorm(x_any, weight_any);

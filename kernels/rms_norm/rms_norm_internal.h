@@ -21,6 +21,12 @@ std::tuple<at::Tensor, at::Tensor> RmsNorm(const at::Tensor& x, const at::Tensor
 std::tuple<at::Tensor, at::Tensor> RmsNormBackward(const at::Tensor& dy, const at::Tensor& x,
                                                    const at::Tensor& rstd, const at::Tensor& weight,
                                                    bool need_weight_grad);
+
+// y and rstd of contiguous rows, in this thread: what RmsNorm calls, for ops that norm rows they
+// have just made and promise its bits. T double, float or BFloat16; W is rstd's type.
+template <typename T, typename W>
+void RmsNormRows(const T* x, const T* weight, double eps, int64_t rows, int64_t width, T* y,
+                 W* rstd);
 }  // namespace cpu
 
 inline void CheckRmsNorm(const at::Tensor& x, const at::Tensor& weight) {
