@@ -54,15 +54,6 @@ bool IsFloat(const std::string& text) {
   return at == text.size();
 }
 
-bool IsUtf8(const std::string& text) {
-  try {
-    nlohmann::json(text).dump();
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
-  }
-}
-
 // A plain scalar by the core schema.
 nlohmann::json PlainScalar(const std::string& text) {
   if (text.empty() || text == "~" || text == "null" || text == "Null" || text == "NULL") {

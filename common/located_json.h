@@ -32,6 +32,8 @@ struct JsonFault {
 // are faults too.
 std::optional<LocatedJson> ParseLocatedJson(std::string_view text, JsonFault* fault);
 
+bool IsUtf8(const std::string& text);
+
 // `text` with U+FFFD in place of what is not UTF-8: for messages that quote an input.
 std::string ReplaceInvalidUtf8(const std::string& text);
 

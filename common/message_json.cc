@@ -365,6 +365,12 @@ void MessageReader::ReadField(const LocatedJson& json, const std::string& path,
       }
     }
   } else if (field->is_repeated()) {
+    // One number may stand for a list of it: `keep: 0.5`.
+    if (json.kind == LocatedJson::Kind::kScalar && json.scalar.is_number() &&
+        field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
+      AddElement(json, path, field, message);
+      return;
+    }
     if (json.kind != LocatedJson::Kind::kArray) {
       Fault(path, json.line, Expected("a list", json));
       return;

@@ -12,52 +12,18 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/listen_address.h"
 #include "common/status_macros.h"
 #include "prometheus/exposer.h"
 
 namespace lemo::metrics {
 namespace {
 
-struct Listen {
-  std::string host;  // an IPv6 address without its brackets
-  int port = 0;
-  bool ipv6 = false;
-  bool loopback = false;
-};
-
-std::optional<Listen> Parse(const std::string& text) {
-  const size_t colon = text.rfind(':');
-  if (colon == std::string::npos) return std::nullopt;
-  Listen listen;
-  listen.host = text.substr(0, colon);
-  const std::string port = text.substr(colon + 1);
-  // SimpleAtoi would also take signs and spaces.
-  if (port.empty() || port.find_first_not_of("0123456789") != std::string::npos ||
-      !absl::SimpleAtoi(port, &listen.port) || listen.port > 65535) {
-    return std::nullopt;
-  }
-  if (listen.host == "localhost") listen.host = "127.0.0.1";
-  in6_addr address6;
-  in_addr address4;
-  if (listen.host.size() > 2 && listen.host.front() == '[' && listen.host.back() == ']') {
-    listen.host = listen.host.substr(1, listen.host.size() - 2);
-    listen.ipv6 = true;
-    if (::inet_pton(AF_INET6, listen.host.c_str(), &address6) != 1) return std::nullopt;
-    listen.loopback = IN6_IS_ADDR_LOOPBACK(&address6);
-  } else {
-    if (::inet_pton(AF_INET, listen.host.c_str(), &address4) != 1) return std::nullopt;
-    listen.loopback = absl::StartsWith(listen.host, "127.");
-  }
-  return listen;
-}
-
 // Connects and hangs up.
 void Call(const std::string& address) {
-  const std::optional<Listen> peer = Parse(address);
+  const std::optional<ListenAddress> peer = ParseListenAddress(address);
   if (!peer) return;
   sockaddr_in6 ipv6 = {};
   sockaddr_in ipv4 = {};
@@ -77,7 +43,7 @@ void Call(const std::string& address) {
   ::close(socket);
 }
 
-std::string AddressOf(const Listen& listen, int port) {
+std::string AddressOf(const ListenAddress& listen, int port) {
   return listen.ipv6 ? absl::StrCat("[", listen.host, "]:", port)
                      : absl::StrCat(listen.host, ":", port);
 }
@@ -92,7 +58,7 @@ const Family kLatencies = {Type::kSummary, "exposer_request_latencies",
 
 absl::Status CheckListen(const std::string& listen, bool insecure) {
   if (listen.empty()) return absl::OkStatus();
-  const std::optional<Listen> parsed = Parse(listen);
+  const std::optional<ListenAddress> parsed = ParseListenAddress(listen);
   if (!parsed) {
     return absl::InvalidArgumentError(
         absl::StrCat("--metrics-listen: ", listen,
@@ -131,7 +97,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const std::string& listen,
     std::filesystem::remove(address_file, ignored);
     return nullptr;
   }
-  const std::optional<Listen> parsed = Parse(listen);
+  const std::optional<ListenAddress> parsed = ParseListenAddress(listen);
   if (!parsed) return CheckListen(listen, /*insecure=*/true);
   std::unique_ptr<Server> server(new Server);
   server->registry_ = std::move(registry);

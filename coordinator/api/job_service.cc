@@ -13,24 +13,37 @@
 #include "coordinator/api/names.h"
 #include "coordinator/api/watch_reactor.h"
 #include "coordinator/store/job_filter.h"
+#include "coordinator/store/job_row.h"
+#include "google/protobuf/util/field_mask_util.h"
 #include "google/protobuf/util/time_util.h"
 
 namespace lemo::coordinator {
 namespace {
+
+using google::protobuf::util::FieldMaskUtil;
 
 constexpr size_t kRequestIdLimit = 128;
 constexpr int kEventPage = 1000;
 
 // The same request has the same bytes whatever order its maps came in.
 std::string HashOf(const lemo::v1::JobSpec& spec) {
-  std::string bytes;
-  {
-    google::protobuf::io::StringOutputStream stream(&bytes);
-    google::protobuf::io::CodedOutputStream coded(&stream);
-    coded.SetSerializationDeterministic(true);
-    spec.SerializeToCodedStream(&coded);
+  return Sha256Hex(SerializeDeterministic(spec));
+}
+
+absl::Status CheckMask(const google::protobuf::FieldMask& mask) {
+  for (const std::string& path : mask.paths()) {
+    if (path != "*" && !FieldMaskUtil::IsValidPath<lemo::v1::Job>(path)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("read_mask: a job has no field \"", Shortened(path, 80), "\""));
+    }
   }
-  return Sha256Hex(bytes);
+  return absl::OkStatus();
+}
+
+// Leaves what a valid mask names; all of it when it names nothing, or `*`.
+void Trim(const google::protobuf::FieldMask& mask, lemo::v1::Job* job) {
+  const bool all = std::find(mask.paths().begin(), mask.paths().end(), "*") != mask.paths().end();
+  if (!all) FieldMaskUtil::TrimMessage(mask, job);
 }
 
 grpc::Status FromVerdict(const lemo::v1::Failure& failure) {
@@ -83,9 +96,11 @@ grpc::Status JobServiceImpl::GetJob(grpc::ServerContext*, const lemo::v1::GetJob
                                     lemo::v1::Job* job) {
   if (absl::Status valid = CheckName("jobs", request->name(), "name"); !valid.ok())
     return ToGrpc(valid);
+  if (absl::Status valid = CheckMask(request->read_mask()); !valid.ok()) return ToGrpc(valid);
   absl::StatusOr<lemo::v1::Job> found = store_->GetJob(request->name());
   if (!found.ok()) return ToGrpc(found.status());
   *job = *std::move(found);
+  Trim(request->read_mask(), job);
   return grpc::Status::OK;
 }
 
@@ -98,10 +113,14 @@ grpc::Status JobServiceImpl::ListJobs(grpc::ServerContext*,
   if (!filter.ok()) return ToGrpc(filter.status());
   const absl::StatusOr<bool> newest_first = ParseJobOrder(request->order_by());
   if (!newest_first.ok()) return ToGrpc(newest_first.status());
+  if (absl::Status valid = CheckMask(request->read_mask()); !valid.ok()) return ToGrpc(valid);
   absl::StatusOr<JobPage> page =
       store_->ListJobs(*filter, *newest_first, *page_size, request->page_token());
   if (!page.ok()) return ToGrpc(page.status());
-  for (lemo::v1::Job& job : page->jobs) *response->add_jobs() = std::move(job);
+  for (lemo::v1::Job& job : page->jobs) {
+    Trim(request->read_mask(), &job);
+    *response->add_jobs() = std::move(job);
+  }
   response->set_next_page_token(page->next_token);
   return grpc::Status::OK;
 }

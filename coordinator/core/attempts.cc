@@ -76,7 +76,10 @@ void UpdateProgress(const lemo::v1::RunEvent& event, absl::Time now, Job& job) {
       break;
     case lemo::v1::RunEvent::kCheckpoint:
       progress.set_checkpoint_step(event.checkpoint().step());
-      *progress.mutable_checkpoint_time() = ToTimestamp(now);
+      // One that was only read is as old as it was.
+      if (event.checkpoint().reason() != "resumed") {
+        *progress.mutable_checkpoint_time() = ToTimestamp(now);
+      }
       break;
     case lemo::v1::RunEvent::kResult:
       // A run that was stopped tells what it has so far; that is no result.
@@ -219,16 +222,8 @@ void Core::ReplaceCheckpoint(JobRecord& record, const lemo::v1::JobCheckpoint* c
     record.job.clear_checkpoint();
   }
   Touch(record);
-  if (former.files().empty()) return;
-  // Jobs of one spec and seed make the same checkpoints.
-  std::set<std::string> kept;
-  for (const auto& [name, other] : jobs_) {
-    for (const auto& file : other.job.checkpoint().files()) kept.insert(file.sha256());
-  }
   DropContent drop;
-  for (const auto& file : former.files()) {
-    if (kept.count(file.sha256()) == 0) drop.sha256.push_back(file.sha256());
-  }
+  for (const auto& file : former.files()) drop.sha256.push_back(file.sha256());
   if (!drop.sha256.empty()) effects_.push_back(std::move(drop));
 }
 

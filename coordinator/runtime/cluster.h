@@ -46,6 +46,7 @@ class Services {
   virtual void StartValidation(const JobRecord& record) = 0;
   virtual void StopValidation(const std::string& job) = 0;
   virtual void AppendLog(const std::string& job, const lemo::v1::LogChunk& chunk) = 0;
+  // Removes checkpoints' content, unless a stored job names it.
   virtual void DropContent(const std::vector<std::string>& sha256) = 0;
 };
 

@@ -10,6 +10,7 @@
 #include <future>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -18,6 +19,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/listen_address.h"
 #include "common/metrics_server.h"
 #include "coordinator/api/admin_service.h"
 #include "coordinator/api/call_metrics.h"
@@ -67,9 +69,11 @@ absl::Duration DaysOf(int days) {
   return days == 0 ? absl::InfiniteDuration() : absl::Hours(24 * days);
 }
 
-bool IsLoopback(const std::string& address) {
-  return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
-         absl::StartsWith(address, "[::1]:") || absl::StartsWith(address, "unix:");
+// Whether nobody on another machine can reach it.
+bool IsLocal(const std::string& address) {
+  if (absl::StartsWith(address, "unix:")) return true;
+  const std::optional<ListenAddress> parsed = ParseListenAddress(address);
+  return parsed && parsed->loopback;
 }
 
 std::string DefaultTrain() {
@@ -123,7 +127,6 @@ int Serve(const Options& options, const sigset_t& signals) {
   if (!store.ok()) return Fail(kUserFault, std::string(store.status().message()));
   const auto artifacts = OpenLocalArtifactStore((dir / "artifacts").string());
   if (!artifacts.ok()) return Fail(kUserFault, std::string(artifacts.status().message()));
-
   const auto checkpoints = OpenLocalArtifactStore((dir / "checkpoints").string());
   if (!checkpoints.ok()) return Fail(kUserFault, std::string(checkpoints.status().message()));
 
@@ -195,6 +198,14 @@ int Serve(const Options& options, const sigset_t& signals) {
   }
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (!server || port == 0) return Fail(kUserFault, "--listen: cannot listen on " + options.listen);
+  // Probes ask for one service, or for "", the whole server.
+  for (const char* service :
+       {lemo::v1::JobService::service_full_name(), lemo::v1::FileService::service_full_name(),
+        lemo::v1::ModelService::service_full_name(), lemo::v1::ClusterService::service_full_name(),
+        lemo::v1::WorkerService::service_full_name(),
+        lemo::v1::AdminService::service_full_name()}) {
+    server->GetHealthCheckService()->SetServingStatus(service, true);
+  }
   const std::string address =
       absl::StrCat(options.listen.substr(0, options.listen.rfind(':')), ":", port);
   if (absl::Status written = WriteFileAtomic(dir / "address", address + "\n"); !written.ok()) {
@@ -261,7 +272,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kUserFault;
   }
-  if (!IsLoopback(options.listen) && !options.insecure) {
+  if (!IsLocal(options.listen) && !options.insecure) {
     return Fail(kUserFault,
                 "--listen: " + options.listen +
                     " is not a loopback address, and connections are not encrypted; if the "

@@ -358,7 +358,9 @@ void Attempt::ReadEvents() {
       names_.Restore(&event);
       if (event.has_error()) end_.error = event.error();
       if (event.has_step()) last_step_ = event.step();
-      if (event.has_checkpoint()) last_checkpoint_ = BootClock::now();
+      if (event.has_checkpoint() && event.checkpoint().reason() != "resumed") {
+        last_checkpoint_ = BootClock::now();
+      }
     }
     absl::Status status = outbox_.Add(*std::move(events));
     if (!status.ok()) {

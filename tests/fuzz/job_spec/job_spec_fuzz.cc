@@ -40,20 +40,12 @@ void Require(bool condition, const std::string& what) {
   std::abort();
 }
 
-bool IsUtf8(const std::string& text) {
-  try {
-    nlohmann::json(text).dump();
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
-  }
-}
-
 void CheckFaults(const Violations& violations) {
   for (const lemo::Violation& violation : violations.kept()) {
     const std::string shown = absl::CHexEscape(violation.ToString());
-    Require(IsUtf8(violation.ToString()), "a fault is not UTF-8: " + shown);
-    Require(IsUtf8(violation.field) && IsUtf8(violation.reason), "a part is not UTF-8: " + shown);
+    Require(lemo::IsUtf8(violation.ToString()), "a fault is not UTF-8: " + shown);
+    Require(lemo::IsUtf8(violation.field) && lemo::IsUtf8(violation.reason),
+            "a part is not UTF-8: " + shown);
     Require(violation.ToString().size() < kLongestFault, "a fault is too long to read");
   }
 }

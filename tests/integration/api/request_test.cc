@@ -26,8 +26,9 @@ class RequestTest : public CoordinatorTest {
   }
   void SetUp() override { AddModel(); }
 
-  // These bytes, as the request of a method.
-  grpc::Status SendBytes(const std::string& method, const std::string& bytes) {
+  // These bytes, as the request of a method; what came back in `answer`.
+  grpc::Status SendBytes(const std::string& method, const std::string& bytes,
+                         std::string* answer = nullptr) {
     grpc::GenericStub stub(Dial());
     grpc::CompletionQueue queue;
     const auto context = Patiently();
@@ -41,6 +42,12 @@ class RequestTest : public CoordinatorTest {
     void* tag = nullptr;
     bool ok = false;
     EXPECT_TRUE(queue.Next(&tag, &ok));
+    std::vector<grpc::Slice> slices;
+    if (answer != nullptr && status.ok() && response.Dump(&slices).ok()) {
+      for (const grpc::Slice& part : slices) {
+        answer->append(reinterpret_cast<const char*>(part.begin()), part.size());
+      }
+    }
     return status;
   }
 };
@@ -61,6 +68,41 @@ TEST_F(RequestTest, MalformedBytesAreRefused) {
   }
   EXPECT_EQ(SendBytes("/lemo.v1.JobService/NoSuchMethod", "").error_code(),
             StatusCode::UNIMPLEMENTED);
+}
+
+// What tools like grpcurl and probes of clusters rely on, by the bytes that they send.
+TEST_F(RequestTest, HealthAndReflectionAnswerUnaided) {
+  const auto text_field = [](int number, const std::string& text) {
+    return std::string{static_cast<char>(number << 3 | 2), static_cast<char>(text.size())} + text;
+  };
+  const std::vector<std::string> services = {"lemo.v1.JobService",    "lemo.v1.FileService",
+                                             "lemo.v1.ModelService",  "lemo.v1.ClusterService",
+                                             "lemo.v1.WorkerService", "lemo.v1.AdminService"};
+  const char* const check = "/grpc.health.v1.Health/Check";
+  constexpr char kServing[] = "\x08\x01";
+  std::string server;
+  ASSERT_TRUE(SendBytes(check, "", &server).ok());
+  EXPECT_EQ(server, kServing);
+  for (const std::string& service : services) {
+    std::string answer;
+    EXPECT_TRUE(SendBytes(check, text_field(1, service), &answer).ok()) << service;
+    EXPECT_EQ(answer, kServing) << service;
+  }
+  EXPECT_EQ(SendBytes(check, text_field(1, "lemo.v1.NoService")).error_code(),
+            StatusCode::NOT_FOUND);
+
+  const char* const reflect = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  std::string listed;
+  ASSERT_TRUE(SendBytes(reflect, text_field(7, "*"), &listed).ok());
+  for (const std::string& service : services) {
+    EXPECT_THAT(listed, HasSubstr(service));
+    std::string file;
+    ASSERT_TRUE(SendBytes(reflect, text_field(4, service), &file).ok());
+    EXPECT_THAT(file, HasSubstr(".proto")) << service << " has no descriptor";
+  }
+  std::string jobs;
+  ASSERT_TRUE(SendBytes(reflect, text_field(4, services[0]), &jobs).ok());
+  EXPECT_THAT(jobs, HasSubstr("SubmitJob"));
 }
 
 TEST_F(RequestTest, OversizedMessagesAreRefused) {
@@ -171,6 +213,38 @@ TEST_F(RequestTest, ARequestIdStandsForOneRequest) {
   request.set_request_id(std::string(129, 'x'));
   EXPECT_EQ(jobs_->SubmitJob(Patiently().get(), request, &second).error_code(),
             StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(RequestTest, AReadMaskLeavesTheFieldsItNames) {
+  const Job whole = Submit(Spec(Upload("{}\n")));
+  lemo::v1::GetJobRequest get;
+  get.set_name(whole.name());
+  get.mutable_read_mask()->add_paths("name");
+  get.mutable_read_mask()->add_paths("spec.display_name");
+  Job job;
+  ASSERT_TRUE(jobs_->GetJob(Patiently().get(), get, &job).ok());
+  Job wanted;
+  wanted.set_name(whole.name());
+  wanted.mutable_spec()->set_display_name(whole.spec().display_name());
+  EXPECT_EQ(job.DebugString(), wanted.DebugString());
+
+  lemo::v1::ListJobsRequest list;
+  list.mutable_read_mask()->add_paths("name");
+  lemo::v1::ListJobsResponse jobs;
+  ASSERT_TRUE(jobs_->ListJobs(Patiently().get(), list, &jobs).ok());
+  ASSERT_EQ(jobs.jobs_size(), 1);
+  EXPECT_TRUE(jobs.jobs(0).spec().run().data().train().empty());
+  list.mutable_read_mask()->add_paths("*");
+  ASSERT_TRUE(jobs_->ListJobs(Patiently().get(), list, &jobs).ok());
+  EXPECT_EQ(jobs.jobs(0).spec().run().data().train_size(), 1);
+
+  for (const char* path : {"nothing", "spec.", "spec.labels.a", ""}) {
+    get.mutable_read_mask()->clear_paths();
+    get.mutable_read_mask()->add_paths(path);
+    const grpc::Status status = jobs_->GetJob(Patiently().get(), get, &job);
+    EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT) << path;
+    EXPECT_THAT(status.error_message(), HasSubstr("read_mask")) << path;
+  }
 }
 
 TEST_F(RequestTest, ListsRefuseWhatTheyDidNotGive) {

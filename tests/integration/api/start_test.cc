@@ -51,6 +51,17 @@ TEST_F(StartTest, ANewerSchema) {
   ExpectSaid(StartToFail(scratch_ / "data"), 2, {"schema 99", "newer program"});
 }
 
+TEST_F(StartTest, AnAddressThatOthersReachNeedsAWord) {
+  const std::string dir = (scratch_ / "data").string();
+  for (const char* listen : {"0.0.0.0:0", "[::]:0", "10.0.0.1:0", "127.example.com:0",
+                             "localhost.example.com:0", "[::ffff:10.0.0.1]:0"}) {
+    const Ending ending =
+        Run(LEMO_COORDINATOR_BINARY, {"--dir", dir, "--train", train_, "--listen", listen});
+    ExpectSaid(ending, 2, {listen, "not encrypted", "--insecure-listen"});
+  }
+  EXPECT_FALSE(fs::exists(dir)) << "refused before anything is made";
+}
+
 TEST_F(StartTest, ADirectoryInUse) {
   Start();
   ExpectSaid(StartToFail(scratch_ / "data"), 2,

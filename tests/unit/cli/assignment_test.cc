@@ -1,5 +1,4 @@
-#include "cli/assignment.h"
-
+// `--set` of `lemo job submit`.
 #include "cli/spec_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

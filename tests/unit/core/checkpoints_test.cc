@@ -72,16 +72,21 @@ TEST_F(Checkpoints, AnEndedJobKeepsNone) {
   EXPECT_THAT(Dropped(), ElementsAre("five"));
 }
 
-TEST_F(Checkpoints, WhatAnotherJobNamesIsKept) {
-  Connect(1, {}, kWorker, /*devices=*/2);
-  Queue();
-  Queue("jobs/2");
-  Share(1, 1, 5, {"same", "own"});
-  Share(1, 1, 5, {"same"}, "jobs/2");
-  Share(1, 1, 10, {"ten"});
-  EXPECT_THAT(Dropped(), ElementsAre("own"));
-  Share(1, 1, 10, {"ten"}, "jobs/2");
-  EXPECT_THAT(Dropped(), ElementsAre("same"));
+TEST_F(Checkpoints, OneThatWasOnlyReadIsAsOldAsItWas) {
+  Run();
+  AgentMessage message;
+  *message.mutable_events()->mutable_id() = Id(1);
+  message.mutable_events()->set_first_sequence(1);
+  lemo::v1::CheckpointEvent& event = *message.mutable_events()->add_events()->mutable_checkpoint();
+  event.set_step(5);
+  event.set_reason("resumed");
+  Say(1, message);
+  EXPECT_EQ(Stored().progress().checkpoint_step(), 5);
+  EXPECT_FALSE(Stored().progress().has_checkpoint_time());
+  event.set_reason("interval");
+  message.mutable_events()->set_first_sequence(2);
+  Say(1, message);
+  EXPECT_EQ(Stored().progress().checkpoint_time().seconds(), absl::ToUnixSeconds(now_));
 }
 
 TEST_F(Checkpoints, TheAgentIsToldWhatIsTooLarge) {

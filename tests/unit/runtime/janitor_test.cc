@@ -95,6 +95,24 @@ TEST_F(JanitorTest, DroppedContentGoesSoonUnlessItHasAnotherName) {
   EXPECT_TRUE(kept_.artifacts->Has(shared)) << "a job's result";
 }
 
+// Jobs of one spec and seed make the same checkpoints.
+TEST_F(JanitorTest, ACheckpointThatAnotherJobNamesStays) {
+  Janitor janitor({}, kept_.store.get(), kept_.artifacts.get(), kept_.checkpoints.get(),
+                  &kept_.logs);
+  const std::string own = Publish(*kept_.checkpoints, "own");
+  const std::string same = Publish(*kept_.checkpoints, "same");
+  JobRecord other = SampleJob(2, Job::RUNNING);
+  other.job.mutable_checkpoint()->add_files()->set_sha256(same);
+  ASSERT_TRUE(Put(*kept_.store, other).ok());
+  janitor.DropCheckpoints({same, own});
+  EXPECT_TRUE(Comes([&] { return !kept_.checkpoints->Has(own); }));
+  EXPECT_TRUE(kept_.checkpoints->Has(same));
+  other.job.clear_checkpoint();
+  ASSERT_TRUE(Put(*kept_.store, other).ok());
+  janitor.DropCheckpoints({same});
+  EXPECT_TRUE(Comes([&] { return !kept_.checkpoints->Has(same); }));
+}
+
 TEST_F(JanitorTest, NothingIsRemovedWhileContentIsHeld) {
   Janitor janitor({}, kept_.store.get(), kept_.artifacts.get(), kept_.checkpoints.get(),
                   &kept_.logs);

@@ -1,3 +1,4 @@
+#include "common/assignment.h"
 #include "common/located_json.h"
 #include "common/message_json.h"
 #include "worker/train/spec/spec.h"
@@ -16,6 +17,13 @@ lemo::v1::RunSpec ParseRunSpec(const std::string& json, const std::string& file,
   MessageReader reader(file, lemo::v1::RunSpec::descriptor(), violations);
   reader.ReadMessage(*root, "", &spec);
   return spec;
+}
+
+void ApplyOverrides(const std::vector<std::string>& assignments, lemo::v1::RunSpec* spec,
+                    Violations* violations) {
+  for (const std::string& text : assignments) {
+    ApplyAssignment(text, "train.steps=100", spec, violations);
+  }
 }
 
 std::string RunSpecToJson(const lemo::v1::RunSpec& spec) {

@@ -1,4 +1,4 @@
-// `--set a.b=c`: a path of names, [indexes] and ["map keys"], and a value.
+#include "common/assignment.h"
 
 #include <optional>
 #include <string_view>
@@ -9,23 +9,13 @@
 #include "common/located_json.h"
 #include "common/message_json.h"
 #include "google/protobuf/descriptor.h"
-#include "worker/train/spec/spec.h"
 
-namespace lemo::train {
+namespace lemo {
 namespace {
 
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::Reflection;
-
-bool IsUtf8(const std::string& text) {
-  try {
-    nlohmann::json(text).dump();
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
-  }
-}
 
 LocatedJson StringValue(const std::string& text) {
   LocatedJson json;
@@ -44,17 +34,17 @@ size_t FindAssignment(const std::string& text) {
 
 class Assignment {
  public:
-  Assignment(const std::string& text, Violations* violations)
-      : text_(text), reader_("--set", lemo::v1::RunSpec::descriptor(), violations) {}
+  Assignment(const std::string& text, const Message& root, Violations* violations)
+      : text_(text), reader_("--set", root.GetDescriptor(), violations) {}
 
-  void Apply(lemo::v1::RunSpec* spec) {
+  void Apply(const std::string& example, Message* root) {
     if (!IsUtf8(text_)) return reader_.Fault("", 0, "an assignment is not UTF-8");
     const size_t equals = FindAssignment(text_);
     if (equals == text_.npos || equals == 0) {
-      return reader_.Fault(text_, 0, "expected field=value, for example train.steps=100");
+      return reader_.Fault(text_, 0, "expected field=value, for example " + example);
     }
     value_ = text_.substr(equals + 1);
-    Walk(std::string_view(text_).substr(0, equals), spec);
+    Walk(std::string_view(text_).substr(0, equals), root);
   }
 
  private:
@@ -205,9 +195,9 @@ class Assignment {
 
 }  // namespace
 
-void ApplyOverrides(const std::vector<std::string>& assignments, lemo::v1::RunSpec* spec,
-                    Violations* violations) {
-  for (const std::string& text : assignments) Assignment(text, violations).Apply(spec);
+void ApplyAssignment(const std::string& text, const std::string& example, Message* message,
+                     Violations* violations) {
+  Assignment(text, *message, violations).Apply(example, message);
 }
 
-}  // namespace lemo::train
+}  // namespace lemo
