@@ -9,7 +9,7 @@ namespace lemo::train {
 // Label of a row that carries no loss.
 inline constexpr int32_t kIgnoreLabel = -100;
 
-// The rows of one forward and backward pass. All vectors but the last have one entry a row.
+// The rows of one forward and backward pass. All vectors but the last two have one entry a row.
 struct MicroBatch {
   std::vector<int32_t> tokens;
   // The token that the row must predict: the next token of the same document where that token is
@@ -19,6 +19,8 @@ struct MicroBatch {
   std::vector<int32_t> positions;
   // First row of every document, and the number of rows at the end: attention stays inside.
   std::vector<int32_t> document_starts;
+  // Number of every document in its data set; empty where nobody needs to know.
+  std::vector<int64_t> document_rows;
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };

@@ -83,6 +83,7 @@ Batch BatchStream::Next() {
     for (const int64_t i : documents) {
       const Document document = data_->row(i);
       Append(document, &batch.micro_batches.back());
+      batch.micro_batches.back().document_rows.push_back(i);
       batch.labelled_tokens += document.labels;
     }
     ++batch.sequences;

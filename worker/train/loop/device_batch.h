@@ -7,16 +7,16 @@
 
 #include "worker/train/data/batch.h"
 #include "worker/train/model/decoder.h"
-#include "worker/train/tape/tape.h"
+#include "worker/train/tokens/row_space.h"
 
 namespace lemo::train {
 
 struct DeviceBatch {
-  at::Tensor tokens;                   // int64 [rows]
-  at::Tensor labels;                   // int64 [rows], -100 for none
-  std::shared_ptr<const RowSet> rows;  // all of them
+  at::Tensor tokens;                      // int64 [rows]
+  at::Tensor labels;                      // int64 [rows], -100 for none
+  std::shared_ptr<const RowSpace> space;  // all rows
 };
 
-DeviceBatch ToDevice(const MicroBatch& batch, const Decoder& decoder);
+DeviceBatch ToDevice(const MicroBatch& batch, const Decoder& decoder, int64_t block_rows = 64);
 
 }  // namespace lemo::train

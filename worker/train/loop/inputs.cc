@@ -12,6 +12,7 @@
 #include "worker/train/model/family/run_length.h"
 #include "worker/train/model/weights.h"
 #include "worker/train/publish/peft_pattern.h"
+#include "worker/train/tokens/settings.h"
 
 namespace lemo::train {
 namespace {
@@ -65,6 +66,7 @@ void OpenModel(Inputs* inputs, Violations* violations) {
     return;
   }
   inputs->config = *std::move(config);
+  MakeTokenSettings(spec.tokens(), inputs->config.layers, violations);
   if (!spec.data().has_max_length()) {
     int64_t longest = MaxPositions(inputs->config);
     for (const int64_t window : inputs->config.sliding_window) {

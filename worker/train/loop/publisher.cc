@@ -109,11 +109,11 @@ absl::StatusOr<at::Tensor> LogitsOfModel(const std::filesystem::path& dir, const
   const Decoder decoder(config, weights);
   Trainables none;
   Tape tape(decoder, none, {.policies = std::vector<StoragePolicy>(config.layers)},
-            held_out.rows());
+            RowBounds::Dense(config.layers, held_out.rows()));
   CrossEntropyObjective objective(decoder, none, /*segment_rows=*/0);
   const DeviceBatch device = ToDevice(held_out, decoder);
   return objective.Logits(
-      tape.Forward(device.tokens, RowPlan::Dense(config, device.rows), {}, /*for_backward=*/false));
+      tape.Forward(device.tokens, device.space, nullptr, {}, /*for_backward=*/false));
 }
 
 // Every parameter of the live model by name, a tuner's additions merged into the weights in fp32.

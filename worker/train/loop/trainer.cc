@@ -17,6 +17,7 @@
 #include "worker/train/data/content_hash.h"
 #include "worker/train/loop/device.h"
 #include "worker/train/loop/engine.h"
+#include "worker/train/loop/eval_rows.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/run_state.h"
 #include "worker/train/loop/signals.h"
@@ -35,6 +36,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr const char* kCheckpoints = "checkpoints";
+constexpr const char* kEvalRows = "eval-rows.safetensors";
+// Steps of a run whose kept blocks are told.
+constexpr int64_t kSelectionsShown = 8;
 // Rows of a held-out document on which a published result is compared with the live model.
 constexpr int64_t kComparedRows = 256;
 
@@ -74,6 +78,10 @@ class Reporter {
     eval->set_labelled_tokens(result.sums.labelled);
     eval->set_seconds(result.seconds);
     eval->set_best(best);
+    if (result.sparse && result.sparse->labelled > 0) {
+      eval->set_sparse_loss(result.sparse->Mean());
+      eval->set_sparse_perplexity(std::exp(result.sparse->Mean()));
+    }
     Emit(std::move(event));
   }
 
@@ -278,8 +286,8 @@ class Run {
     const std::filesystem::path dir = spec().output().dir();
     absl::StatusOr<OutputDirectory> claimed = OutputDirectory::Claim(
         dir, {.identity_json = identity,
-              .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, "report.json",
-                                "report.html", "trainer_state.json"}});
+              .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, kEvalRows,
+                                "report.json", "report.html", "trainer_state.json"}});
     if (!claimed.ok()) return InField("output.dir", claimed.status());
     output_ = *std::move(claimed);
     if (!output_->locked()) {
@@ -366,16 +374,26 @@ class Run {
     return absl::OkStatus();
   }
 
+  // Before a step: the report draws the blocks of some steps, and the last one is for checks.
+  bool WantsSelections() const {
+    const int64_t apart = std::max<int64_t>(1, total_steps_ / kSelectionsShown);
+    return state_.step % apart == 0 || state_.step + 1 == total_steps_;
+  }
+
   // Evaluates after `state_.step` steps.
-  void Evaluate() {
+  absl::Status Evaluate() {
     EvalBatches batches = MakeEvalBatches();
-    const EvalResult result = engine_->Evaluate([&batches] { return batches.Next(); });
+    const bool rows = spec().eval().write_rows() && state_.step == total_steps_;
+    const EvalResult result = engine_->Evaluate([&batches] { return batches.Next(); },
+                                                {.sparse = spec().eval().sparse(), .rows = rows});
+    if (rows) LEMO_RETURN_IF_ERROR(WriteEvalRows(result.rows, output_->path() / kEvalRows));
     last_eval_ = result.Loss();
     last_eval_step_ = state_.step;
     const bool best = !(last_eval_ >= state_.best_eval);
     if (best) state_.best_eval = last_eval_;
     if (state_.step == 0) state_.eval_before = last_eval_;
     reporter_.Eval(state_.step, result, best);
+    return absl::OkStatus();
   }
 
   absl::Status Save(const std::string& reason) {
@@ -395,7 +413,7 @@ class Run {
         "train", absl::StrCat(CountParameters(engine_->trainables()), " of ", engine_->parameters(),
                               " parameters train (", engine_->tuner().kind(), ", ",
                               engine_->trainables().size(), " tensors), ", total_steps_, " steps"));
-    if (inputs_.eval && state_.step == 0) Evaluate();
+    if (inputs_.eval && state_.step == 0) LEMO_RETURN_IF_ERROR(Evaluate());
     const int32_t eval_every = spec().eval().every_steps();
     const int32_t save_every = spec().checkpoint().every_steps();
     while (state_.step < total_steps_) {
@@ -403,7 +421,11 @@ class Run {
       const auto start = Clock::now();
       const Batch batch = stream_->Next();
       const double rate = schedule_.At(state_.step);
-      LEMO_ASSIGN_OR_RETURN(const StepResult result, engine_->Step(batch, state_.step, rate));
+      LEMO_ASSIGN_OR_RETURN(const StepResult result,
+                            engine_->Step(batch, {.step = state_.step,
+                                                  .steps = total_steps_,
+                                                  .learning_rate = rate,
+                                                  .want_selections = WantsSelections()}));
       const double seconds = SecondsSince(start);
       ++state_.step;
       state_.cursor = stream_->cursor();
@@ -414,14 +436,14 @@ class Run {
       EmitStep(batch, result, rate, seconds);
       if (inputs_.eval && eval_every > 0 && state_.step % eval_every == 0 &&
           state_.step < total_steps_) {
-        Evaluate();
+        LEMO_RETURN_IF_ERROR(Evaluate());
       }
       if (save_every > 0 && (state_.step % save_every == 0 || state_.step == total_steps_)) {
-        if (inputs_.eval && state_.step == total_steps_) Evaluate();
+        if (inputs_.eval && state_.step == total_steps_) LEMO_RETURN_IF_ERROR(Evaluate());
         LEMO_RETURN_IF_ERROR(Save("interval"));
       }
     }
-    if (inputs_.eval && last_eval_step_ != state_.step) Evaluate();
+    if (inputs_.eval && last_eval_step_ != state_.step) LEMO_RETURN_IF_ERROR(Evaluate());
     return absl::OkStatus();
   }
 
@@ -444,7 +466,13 @@ class Run {
     step->set_epoch(static_cast<double>(state_.cursor.epoch) +
                     static_cast<double>(state_.cursor.sequence) /
                         static_cast<double>(stream_->SequencesPerEpoch()));
+    if (result.sparsity) *step->mutable_sparsity() = *result.sparsity;
     reporter_.Emit(std::move(event));
+    for (const lemo::v1::SelectionEvent& selection : result.selections) {
+      RunEvent chosen;
+      *chosen.mutable_selection() = selection;
+      reporter_.Emit(std::move(chosen));
+    }
   }
 
   lemo::v1::ResultEvent MakeResult() const {
@@ -552,7 +580,8 @@ absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violat
       const std::unique_ptr<Engine> engine,
       Engine::Create(inputs.spec, inputs.config, compute, batches.MaxMicroBatchRows()));
   reporter.Phase("evaluate");
-  const EvalResult eval = engine->Evaluate([&batches] { return batches.Next(); });
+  const EvalResult eval =
+      engine->Evaluate([&batches] { return batches.Next(); }, {.sparse = spec.eval().sparse()});
   reporter.Eval(0, eval, false);
   RunEvent event;
   lemo::v1::ResultEvent* result = event.mutable_result();

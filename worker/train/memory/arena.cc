@@ -7,10 +7,16 @@
 namespace lemo::train {
 
 Arena::Arena(int64_t capacity_bytes, at::Device device, bool pinned)
-    : capacity_(Rounded(capacity_bytes)) {
+    : options_(at::TensorOptions().dtype(at::kByte).device(device).pinned_memory(pinned)) {
+  Reserve(capacity_bytes);
+}
+
+void Arena::Reserve(int64_t capacity_bytes) {
+  if (capacity_bytes <= capacity_) return;
   const ScopedMemoryCategory category(MemoryCategory::kSavedActivations);
-  buffer_ = at::empty({capacity_},
-                      at::TensorOptions().dtype(at::kByte).device(device).pinned_memory(pinned));
+  buffer_ = at::Tensor();
+  capacity_ = Rounded(capacity_bytes);
+  buffer_ = at::empty({capacity_}, options_);
 }
 
 at::Tensor Arena::Take(at::IntArrayRef shape, at::ScalarType type) {

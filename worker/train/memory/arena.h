@@ -1,11 +1,12 @@
 // One buffer for everything big that a step keeps: the residual stream and the saved boundaries.
 //
-// It is allocated once, before the first step, for the largest micro-batch; a step takes slices and
-// gives all of them back at once. So the saved memory of a run is a number known before it starts,
-// and there is no fragmentation. Not thread-safe.
+// It is allocated for the largest micro-batch, before the first step where that is known; a step
+// takes slices and gives all of them back at once. So the saved memory of a run is one number, and
+// there is no fragmentation. Not thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/TensorOptions.h>
 
 #include <cstdint>
 
@@ -30,10 +31,15 @@ class Arena {
 
   void Reset() { used_ = 0; }
 
+  // Makes the capacity at least `capacity_bytes`. No slice may be in use: the former buffer is let
+  // go before the new one is made.
+  void Reserve(int64_t capacity_bytes);
+
   int64_t capacity() const { return capacity_; }
   int64_t used() const { return used_; }
 
  private:
+  at::TensorOptions options_;
   at::Tensor buffer_;
   int64_t capacity_ = 0;
   int64_t used_ = 0;

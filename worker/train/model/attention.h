@@ -38,4 +38,21 @@ AttentionGradients AttentionBackward(const at::Tensor& dout, const at::Tensor& q
                                      const at::Tensor& k, const at::Tensor& v, const at::Tensor& o,
                                      const at::Tensor& lse, const Segments& segments);
 
+// Neighbouring rows that ask, among the rows that can be seen.
+struct QueryRun {
+  int64_t query = 0;     // their first row in q
+  int64_t count = 0;     // rows
+  int64_t key = 0;       // their first row in k and v
+  int64_t document = 0;  // first row of their document in k and v
+};
+
+// The same where only some rows ask (q [K, A, D]) but all can be seen (k and v [N, G, D]): row i of
+// k is seen by queries from row i of its document on. `runs` cover q in order. A run asks the rows
+// before it and itself apart; the two are put together by their statistics, exactly.
+AttentionResult AttentionForward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const std::vector<QueryRun>& runs);
+AttentionGradients AttentionBackward(const at::Tensor& dout, const at::Tensor& q,
+                                     const at::Tensor& k, const at::Tensor& v, const at::Tensor& o,
+                                     const at::Tensor& lse, const std::vector<QueryRun>& runs);
+
 }  // namespace lemo::train

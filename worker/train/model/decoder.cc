@@ -103,7 +103,7 @@ void Decoder::VisitParameters(
 }
 
 Qkv QkvStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x,
-             const RopeTables& rope, const StageContext& context, const Qkv& known) {
+             const RopeTables& rope, const StageContext& context, const Qkv& known, bool want_q) {
   const DecoderConfig& config = decoder.config;
   const double eps = config.rms_norm_eps;
   const at::Tensor a = kernels::RmsNorm(x, layer.attention_norm, eps);
@@ -112,7 +112,7 @@ Qkv QkvStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor
     return RotatedHeads(p, norm, eps, a, heads, rope, context, value);
   };
   Qkv out;
-  out.q = rotated(layer.q, layer.q_norm, config.heads, known.q);
+  if (want_q) out.q = rotated(layer.q, layer.q_norm, config.heads, known.q);
   out.k = rotated(layer.k, layer.k_norm, config.kv_heads, known.k);
   const int64_t rows = x.size(0);
   out.v = layer

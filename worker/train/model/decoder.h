@@ -62,9 +62,11 @@ struct Qkv {
 };
 
 // The stages. Each records its graph when grad mode is on. `known` holds values kept from the
-// forward pass (undefined members are computed).
+// forward pass (undefined members are computed). Without `want_q`, for rows that are only seen, q
+// stays undefined.
 Qkv QkvStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x,
-             const RopeTables& rope, const StageContext& context, const Qkv& known);
+             const RopeTables& rope, const StageContext& context, const Qkv& known,
+             bool want_q = true);
 
 // o [N, A, D] -> [N, H], to be added to the stream.
 at::Tensor OutputStage(const DecoderLayer& layer, const at::Tensor& o, const StageContext& context,

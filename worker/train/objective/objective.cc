@@ -71,12 +71,14 @@ LossSums CrossEntropyObjective::LossAndGradient(const at::Tensor& stream, const 
   return {loss.item<double>(), rows.size(0), correct.item<int64_t>()};
 }
 
-LossSums CrossEntropyObjective::Loss(const at::Tensor& stream, const at::Tensor& labels) {
+LossSums CrossEntropyObjective::Loss(const at::Tensor& stream, const at::Tensor& labels,
+                                     RowLosses* row_losses) {
   const at::NoGradGuard no_grad;
   const ScopedMemoryCategory category(MemoryCategory::kLoss);
   const at::Tensor rows = labels.ne(kernels::kIgnoreLabel).nonzero().view(-1);
   at::Tensor loss = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(stream.device()));
   at::Tensor correct = at::zeros({}, labels.options());
+  std::vector<at::Tensor> all_losses, all_hits;
   for (int64_t first = 0; first < rows.size(0); first += segment_rows_) {
     const at::Tensor segment = rows.narrow(0, first, std::min(segment_rows_, rows.size(0) - first));
     const at::Tensor logits =
@@ -85,7 +87,12 @@ LossSums CrossEntropyObjective::Loss(const at::Tensor& stream, const at::Tensor&
         logits, labels.index_select(0, segment), {.scale = 1.0, .want_gradient = false});
     loss += losses.sum(at::kDouble);
     correct += hits.sum();
+    if (row_losses != nullptr) {
+      all_losses.push_back(losses);
+      all_hits.push_back(hits);
+    }
   }
+  if (!all_losses.empty()) *row_losses = {at::cat(all_losses), at::cat(all_hits)};
   return {loss.item<double>(), rows.size(0), correct.item<int64_t>()};
 }
 

@@ -20,6 +20,13 @@ struct LossSums {
     labelled += other.labelled;
     correct += other.correct;
   }
+  double Mean() const { return loss / static_cast<double>(labelled); }
+};
+
+// The labelled rows, in the order of the stream.
+struct RowLosses {
+  at::Tensor loss;  // fp32 (fp64) [labelled], nats
+  at::Tensor hit;   // int64 [labelled], 1 where the label has the highest logit
 };
 
 // Next-token cross-entropy in segments over labelled rows (lemo-spec section 10). The logits of a
@@ -34,8 +41,8 @@ class CrossEntropyObjective {
   // final norm and the head if they train. `labels` int64 [rows] on the device, -100 for none.
   LossSums LossAndGradient(const at::Tensor& stream, const at::Tensor& labels, double scale);
 
-  // The loss alone; the stream stays.
-  LossSums Loss(const at::Tensor& stream, const at::Tensor& labels);
+  // The loss alone; the stream stays. `rows` (may be null) receives it row by row.
+  LossSums Loss(const at::Tensor& stream, const at::Tensor& labels, RowLosses* rows = nullptr);
 
   // Logits of all rows, float: for comparing two models on a few rows.
   at::Tensor Logits(const at::Tensor& stream);

@@ -1,6 +1,7 @@
 #include <filesystem>
 
 #include "worker/train/spec/spec.h"
+#include "worker/train/tokens/settings.h"
 
 namespace lemo::train {
 namespace {
@@ -55,9 +56,12 @@ void FillDefaults(lemo::v1::RunSpec* spec) {
   FillData(spec->output().dir(), spec->mutable_data());
   if (spec->tuner().has_lora()) FillLora(spec->mutable_tuner()->mutable_lora());
   FillTrain(spec->tuner().has_full(), spec->mutable_train());
+  if (spec->has_tokens()) FillTokenDefaults(spec->mutable_tokens());
   LEMO_DEFAULT(spec->mutable_memory(), policy, "attn_out");
   LEMO_DEFAULT(spec->mutable_eval(), every_steps, 0);
   LEMO_DEFAULT(spec->mutable_eval(), max_sequences, 0);
+  LEMO_DEFAULT(spec->mutable_eval(), sparse, false);
+  LEMO_DEFAULT(spec->mutable_eval(), write_rows, false);
   LEMO_DEFAULT(spec->mutable_checkpoint(), every_steps, 0);
   LEMO_DEFAULT(spec->mutable_checkpoint(), keep_last, 2);
   LEMO_DEFAULT(spec->mutable_checkpoint(), keep_best, false);

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "common/message_json.h"
 #include "worker/train/spec/spec.h"
+#include "worker/train/tokens/settings.h"
 
 namespace lemo::train {
 namespace {
@@ -39,6 +40,7 @@ class Validator {
     Tuner();
     Train();
     Memory();
+    ValidateTokens(spec_.tokens(), violations_);
     EvalAndCheckpoint();
     Output();
   }
@@ -252,6 +254,12 @@ class Validator {
     AtLeast("eval.max_sequences", eval.max_sequences(), 0);
     if (eval.every_steps() > 0 && spec_.data().eval_size() == 0) {
       Fault("eval.every_steps", "needs files in data.eval");
+    }
+    if (eval.sparse() && (spec_.tokens().policy().empty() || spec_.tokens().policy() == "dense")) {
+      Fault("eval.sparse", "needs a tokens.policy that drops rows");
+    }
+    if (eval.write_rows() && spec_.data().eval_size() == 0) {
+      Fault("eval.write_rows", "needs files in data.eval");
     }
     AtLeast("checkpoint.every_steps", checkpoint.every_steps(), 0);
     if (checkpoint.has_keep_last()) AtLeast("checkpoint.keep_last", checkpoint.keep_last(), 1);

@@ -43,19 +43,21 @@ std::string StoragePolicyName(const StoragePolicy& policy) {
   return "";
 }
 
-int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config, int64_t rows,
-                   int64_t element_bytes, int64_t statistic_bytes) {
-  const auto slot = [rows](int64_t width, int64_t bytes) {
-    return Arena::Rounded(rows * width * bytes);
+int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config,
+                   const LayerRowCounts& rows, int64_t element_bytes, int64_t statistic_bytes) {
+  const auto slot = [](int64_t count, int64_t width, int64_t bytes) {
+    return Arena::Rounded(count * width * bytes);
   };
-  const int64_t stream = slot(config.hidden, element_bytes);
-  const int64_t query = slot(config.heads * config.head_dim, element_bytes);
-  const int64_t key = slot(config.kv_heads * config.head_dim, element_bytes);
-  int64_t bytes = stream;
-  if (policy.KeepsAttention()) bytes += query + slot(config.heads, statistic_bytes);
+  const int64_t query = slot(rows.attention, config.heads * config.head_dim, element_bytes);
+  const int64_t key = slot(rows.attention, config.kv_heads * config.head_dim, element_bytes);
+  int64_t bytes = slot(rows.attention, config.hidden, element_bytes);
+  if (policy.KeepsAttention()) bytes += query + slot(rows.attention, config.heads, statistic_bytes);
   if (policy.KeepsQkv()) bytes += query + 2 * key;
-  if (policy.KeepsX2()) bytes += stream;
-  if (policy.KeepsGateUp()) bytes += 2 * slot(config.intermediate, element_bytes);
+  if (rows.seen > 0) {
+    bytes += 2 * slot(rows.seen, config.kv_heads * config.head_dim, element_bytes);
+  }
+  if (policy.KeepsX2() || rows.separate) bytes += slot(rows.mlp, config.hidden, element_bytes);
+  if (policy.KeepsGateUp()) bytes += 2 * slot(rows.mlp, config.intermediate, element_bytes);
   return bytes;
 }
 

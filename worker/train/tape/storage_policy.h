@@ -33,9 +33,20 @@ struct StoragePolicy {
 absl::StatusOr<StoragePolicy> ParseStoragePolicy(const std::string& name);
 std::string StoragePolicyName(const StoragePolicy& policy);
 
-// Bytes that one layer keeps for `rows` rows, with activations of `element_bytes` and softmax
-// statistics of `statistic_bytes` an element, each boundary rounded up to the arena's alignment.
-int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config, int64_t rows,
-                   int64_t element_bytes, int64_t statistic_bytes);
+// Rows of a layer's two sub-blocks.
+struct LayerRowCounts {
+  int64_t attention = 0;
+  int64_t mlp = 0;
+  // The MLP computes other rows than attention; x2 is then always kept, since it cannot be rebuilt
+  // from attention's.
+  bool separate = false;
+  // Rows that attention only sees: their keys and values are always kept, since their x is not.
+  int64_t seen = 0;
+};
+
+// Bytes that one layer keeps, with activations of `element_bytes` and softmax statistics of
+// `statistic_bytes` an element, each boundary rounded up to the arena's alignment.
+int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config,
+                   const LayerRowCounts& rows, int64_t element_bytes, int64_t statistic_bytes);
 
 }  // namespace lemo::train

@@ -27,22 +27,6 @@ int64_t StreamBytes(const Decoder& decoder, int64_t rows) {
                         static_cast<int64_t>(c10::elementSize(decoder.type)));
 }
 
-int64_t SumSavedBytes(const Decoder& decoder, const TapeOptions& options, int64_t horizon,
-                      int64_t rows, bool offload) {
-  const auto element = static_cast<int64_t>(c10::elementSize(decoder.type));
-  int64_t bytes = 0;
-  for (int64_t i = horizon; i < decoder.config.layers; ++i) {
-    const StoragePolicy& policy = options.policies[i];
-    if (policy.offload == offload) {
-      bytes += SavedBytes(policy, decoder.config, rows, element, StatisticBytes(decoder.type));
-    }
-    if (options.separate_mlp_rows && !policy.KeepsX2() && policy.offload == offload) {
-      bytes += StreamBytes(decoder, rows);
-    }
-  }
-  return bytes;
-}
-
 int64_t LowestLayer(const Trainables& trainables, int64_t layers) {
   int64_t lowest = layers;
   for (const Trainable& trainable : trainables) lowest = std::min(lowest, trainable.layer);
@@ -68,6 +52,17 @@ StageContext TileContext(const StageContext& context, int64_t first, int64_t cou
   StageContext tile = context;
   if (tile.row_ids.defined()) tile.row_ids = tile.row_ids.narrow(0, first, count);
   return tile;
+}
+
+// Rows of two complementary sets, put together in the order of the stream.
+at::Tensor Together(const at::Tensor& own, const at::Tensor& own_rows, const at::Tensor& seen,
+                    const at::Tensor& seen_rows) {
+  std::vector<int64_t> shape = own.sizes().vec();
+  shape[0] += seen.size(0);
+  at::Tensor all = at::empty(shape, own.options());
+  all.index_copy_(0, own_rows, own);
+  all.index_copy_(0, seen_rows, seen);
+  return all;
 }
 
 // The input of a replayed stage, as a leaf of its graph.
@@ -108,14 +103,12 @@ std::vector<at::Tensor> Backpropagate(const std::vector<at::Tensor>& outputs,
 
 }  // namespace
 
-RowPlan RowPlan::Dense(const DecoderConfig& config, std::shared_ptr<const RowSet> rows) {
-  RowPlan plan;
-  plan.attention.assign(config.layers, rows);
-  plan.mlp = plan.attention;
-  return plan;
+RowBounds RowBounds::Dense(int64_t layers, int64_t rows) {
+  return {rows, std::vector<LayerRowCounts>(layers, {.attention = rows, .mlp = rows})};
 }
 
-Tape::Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options, int64_t max_rows)
+Tape::Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options,
+           const RowBounds& bounds)
     : decoder_(decoder),
       trainables_(trainables),
       options_(std::move(options)),
@@ -123,9 +116,8 @@ Tape::Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options, 
       parameters_(decoder.config.layers,
                   std::vector<std::vector<Trainable*>>(std::size(kLayerStages))),
       horizon_(LowestLayer(trainables, decoder.config.layers)),
-      arena_(StreamBytes(decoder, max_rows) +
-                 SumSavedBytes(decoder, options_, horizon_, max_rows, /*offload=*/false),
-             decoder.device) {
+      arena_(0, decoder.device),
+      host_(0, at::kCPU, /*pinned=*/!decoder.device.is_cpu()) {
   for (Trainable& trainable : trainables_) {
     if (trainable.stage == Stage::kEmbedding) {
       embedding_ = &trainable;
@@ -138,9 +130,27 @@ Tape::Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options, 
       if (!ParametersOf(horizon_, stage).empty()) horizon_stage_ = stage;
     }
   }
-  const int64_t host = SumSavedBytes(decoder, options_, horizon_, max_rows, /*offload=*/true);
-  if (host > 0)
-    host_ = std::make_unique<Arena>(host, at::kCPU, /*pinned=*/!decoder.device.is_cpu());
+  Reserve(bounds);
+}
+
+void Tape::Reserve(const RowBounds& bounds) {
+  int64_t device = StreamBytes(decoder_, bounds.stream), host = 0;
+  for (int64_t i = horizon_; i < decoder_.config.layers; ++i) {
+    const StoragePolicy& policy = options_.policies[i];
+    (policy.offload ? host : device) += SavedBytes(
+        policy, decoder_.config, bounds.layers[i],
+        static_cast<int64_t>(c10::elementSize(decoder_.type)), StatisticBytes(decoder_.type));
+  }
+  arena_.Reserve(device);
+  host_.Reserve(host);
+}
+
+std::shared_ptr<const RowSet> Tape::LayerRows::AttentionRows() const {
+  return attention ? space->Rows(*attention) : space->all();
+}
+
+std::shared_ptr<const RowSet> Tape::LayerRows::MlpRows() const {
+  return mlp ? space->Rows(*mlp) : space->all();
 }
 
 std::vector<Trainable*>& Tape::ParametersOf(int64_t layer, Stage stage) {
@@ -155,74 +165,146 @@ StageContext Tape::Context(const RowSet& rows) const {
   return {dropout_seed_, training_ ? rows.row_ids : at::Tensor()};
 }
 
-at::Tensor Tape::Forward(const at::Tensor& tokens, const RowPlan& plan, const Options& options,
-                         bool for_backward) {
+at::Tensor Tape::Forward(const at::Tensor& tokens, std::shared_ptr<const RowSpace> space,
+                         RowSource* source, const Options& options, bool for_backward) {
   const at::NoGradGuard no_grad;
   arena_.Reset();
-  if (host_) host_->Reset();
+  host_.Reset();
   tokens_ = tokens;
-  plan_ = plan;
+  space_ = std::move(space);
+  rows_.clear();
+  departures_.clear();
+  order_.reset();
+  keep_left_rows_ = options.keep_left_rows;
+  kv_all_ = options.kv_all;
   dropout_seed_ = options.dropout_seed;
   training_ = for_backward;
   first_bad_.clear();
   saved_.assign(decoder_.config.layers, Boundaries());
 
-  at::Tensor stream = arena_.Take({tokens.size(0), decoder_.config.hidden}, decoder_.type);
+  at::Tensor whole = arena_.Take({tokens.size(0), decoder_.config.hidden}, decoder_.type);
   const int64_t stream_bytes = arena_.used();
-  at::index_select_out(stream, decoder_.embedding, 0, tokens);
-  const auto finite = [&](const std::string& name) {
+  at::index_select_out(whole, decoder_.embedding, 0, tokens);
+  const auto finite = [&](const at::Tensor& stream, const std::string& name) {
     if (!options.check_finite || stream.isfinite().all().item<bool>()) return true;
     first_bad_ = name;
     return false;
   };
-  if (!finite("model.embed_tokens")) return stream;
+  if (!finite(whole, "model.embed_tokens")) return whole;
+  at::Tensor stream = whole;
   for (int64_t i = 0; i < decoder_.config.layers; ++i) {
-    ForwardLayer(i, stream, for_backward && i >= horizon_);
-    if (!finite(absl::StrCat("model.layers.", i))) return stream;
+    if (source != nullptr) {
+      if (const BlocksKept stay = source->Stay(i, *space_, stream)) {
+        Shrink(i, *stay, stream);
+        stream = whole.narrow(0, 0, space_->rows());
+      }
+    }
+    ForwardLayer(i, stream, source, for_backward && i >= horizon_);
+    if (!finite(stream, absl::StrCat("model.layers.", i))) return stream;
   }
-  saved_bytes_ = arena_.used() - stream_bytes + (host_ ? host_->used() : 0);
-  return stream;
+  saved_bytes_ = arena_.used() - stream_bytes + host_.used();
+  return keep_left_rows_ ? whole : stream;
 }
 
-void Tape::ForwardLayer(int64_t index, const at::Tensor& stream, bool keep) {
+// Partitions the stream: rows that stay to the front, those that leave behind them, each in order.
+void Tape::Shrink(int64_t layer, const BlockMask& stay, const at::Tensor& stream) {
+  Departure departure{layer, stream.size(0), space_->Indices(stay), space_->Indices(Others(stay))};
+  const int64_t staying = departure.stay.size(0), leaving = departure.left.size(0);
+  if (leaving == 0) return;
+  const at::Tensor front = kernels::GatherRows(stream, departure.stay);
+  const at::Tensor back =
+      keep_left_rows_ ? kernels::GatherRows(stream, departure.left) : at::Tensor();
+  stream.narrow(0, 0, staying).copy_(front);
+  if (keep_left_rows_) stream.narrow(0, staying, leaving).copy_(back);
+
+  if (!order_) order_ = at::arange(tokens_.size(0), tokens_.options());
+  const at::Tensor front_order = order_->narrow(0, 0, departure.rows);
+  std::vector<at::Tensor> parts = {front_order.index_select(0, departure.stay)};
+  if (keep_left_rows_) {
+    parts.push_back(front_order.index_select(0, departure.left));
+    parts.push_back(order_->narrow(0, departure.rows, order_->size(0) - departure.rows));
+  }
+  order_ = at::cat(parts);
+  space_ = space_->Shrunk(stay);
+  departures_.push_back(std::move(departure));
+}
+
+// Undoes Shrink for the gradient: `stream` has the rows before the departure.
+void Tape::Grow(const Departure& departure, const at::Tensor& stream) const {
+  const int64_t staying = departure.stay.size(0), leaving = departure.left.size(0);
+  const at::Tensor front = stream.narrow(0, 0, staying).clone();
+  const at::Tensor back =
+      keep_left_rows_ ? stream.narrow(0, staying, leaving).clone() : at::Tensor();
+  stream.index_copy_(0, departure.stay, front);
+  if (keep_left_rows_) {
+    stream.index_copy_(0, departure.left, back);
+  } else {
+    stream.index_fill_(0, departure.left, 0);
+  }
+}
+
+AttentionResult Tape::Attend(const LayerRows& rows, const RowSet& own,
+                             const Boundaries& values) const {
+  if (!SeesOthers(rows)) return AttentionForward(values.q, values.k, values.v, own.segments);
+  const at::Tensor others = rows.space->Indices(Others(*rows.attention));
+  return AttentionForward(values.q, Together(values.k, *own.indices, values.seen_k, others),
+                          Together(values.v, *own.indices, values.seen_v, others),
+                          rows.space->Runs(*rows.attention));
+}
+
+void Tape::ForwardLayer(int64_t index, const at::Tensor& stream, RowSource* source, bool keep) {
   const DecoderLayer& layer = decoder_.layers[index];
-  const RowSet& rows = *plan_.attention[index];
-  const RowSet& mlp_rows = *plan_.mlp[index];
   const StoragePolicy& policy = options_.policies[index];
   // Where only the MLP trains, backward ends at x2 and nothing of attention is wanted.
   const bool only_mlp = index == horizon_ && horizon_stage_ == Stage::kMlp && embedding_ == nullptr;
   const bool keep_attention = keep && !only_mlp;
   Boundaries& saved = saved_[index];
+  LayerRows& chosen = rows_.emplace_back(LayerRows{space_, nullptr, nullptr});
+  if (source != nullptr) chosen.attention = source->Attention(index, *space_, stream);
 
   // Copies a boundary to its slot and returns the tensor to go on with.
   const auto kept = [&](at::Tensor& slot, bool wanted, const at::Tensor& value) {
     if (!wanted) return value;
-    slot = (policy.offload ? *host_ : arena_).Take(value.sizes(), value.scalar_type());
+    slot = (policy.offload ? host_ : arena_).Take(value.sizes(), value.scalar_type());
     slot.copy_(value, /*non_blocking=*/true);
     return policy.offload ? value : slot;
   };
 
+  std::shared_ptr<const RowSet> row_set = chosen.AttentionRows();
   {
+    const RowSet& rows = *row_set;
     const at::Tensor x = kept(saved.x, keep_attention, TakeRows(stream, rows, 0, rows.count));
     const StageContext context = Context(rows);
     Qkv qkv = QkvStage(decoder_, layer, x, rows.rope, context, {});
     const bool keep_qkv = keep_attention && policy.KeepsQkv();
-    qkv.q = kept(saved.q, keep_qkv, qkv.q);
-    qkv.k = kept(saved.k, keep_qkv, qkv.k);
-    qkv.v = kept(saved.v, keep_qkv, qkv.v);
-    AttentionResult result = AttentionForward(qkv.q, qkv.k, qkv.v, rows.segments);
+    Boundaries values;
+    values.q = kept(saved.q, keep_qkv, qkv.q);
+    values.k = kept(saved.k, keep_qkv, qkv.k);
+    values.v = kept(saved.v, keep_qkv, qkv.v);
     qkv = {};
+    if (SeesOthers(chosen)) {
+      const std::shared_ptr<const RowSet> others = space_->Rows(Others(*chosen.attention));
+      const Qkv seen = QkvStage(decoder_, layer, TakeRows(stream, *others, 0, others->count),
+                                others->rope, Context(*others), {}, /*want_q=*/false);
+      values.seen_k = kept(saved.seen_k, keep_attention, seen.k);
+      values.seen_v = kept(saved.seen_v, keep_attention, seen.v);
+    }
+    AttentionResult result = Attend(chosen, rows, values);
+    values = {};
     const bool keep_out = keep_attention && policy.KeepsAttention();
     result.o = kept(saved.o, keep_out, result.o);
     result.lse = kept(saved.lse, keep_out, result.lse);
     AddRows(stream, rows, 0, rows.count, OutputStage(layer, result.o, context, Output::Compute()));
   }
 
+  chosen.mlp = source != nullptr ? source->Mlp(index, *space_, stream) : nullptr;
+  if (!chosen.shared()) row_set = chosen.MlpRows();
+  const RowSet& mlp_rows = *row_set;
   // x2 is rebuilt from x and o only where the MLP reads the same rows.
-  const bool keep_x2 = keep && (policy.KeepsX2() || only_mlp || &rows != &mlp_rows);
+  const bool keep_x2 = keep && (policy.KeepsX2() || only_mlp || !chosen.shared());
   if (keep_x2) kept(saved.x2, true, TakeRows(stream, mlp_rows, 0, mlp_rows.count));
   if (keep && policy.KeepsGateUp()) {
-    Arena& arena = policy.offload ? *host_ : arena_;
+    Arena& arena = policy.offload ? host_ : arena_;
     saved.gate = arena.Take({mlp_rows.count, decoder_.config.intermediate}, decoder_.type);
     saved.up = arena.Take({mlp_rows.count, decoder_.config.intermediate}, decoder_.type);
   }
@@ -243,18 +325,26 @@ void Tape::ForwardLayer(int64_t index, const at::Tensor& stream, bool keep) {
 
 void Tape::Backward(const at::Tensor& stream) {
   const at::NoGradGuard no_grad;
+  // Rows that left for good are behind the end of `stream`, in the same buffer.
+  const at::Tensor whole =
+      stream.as_strided({tokens_.size(0), decoder_.config.hidden}, {decoder_.config.hidden, 1});
   for (int64_t i = decoder_.config.layers - 1; i >= horizon_; --i) {
-    BackwardLayer(i, stream);
+    BackwardLayer(i, whole.narrow(0, 0, rows_[i].space->rows()));
     saved_[i] = {};
+    while (!departures_.empty() && departures_.back().layer == i) {
+      Grow(departures_.back(), whole.narrow(0, 0, departures_.back().rows));
+      departures_.pop_back();
+    }
   }
   if (embedding_ != nullptr) {
-    embedding_->grad.index_add_(0, tokens_, stream.to(embedding_->grad.scalar_type()));
+    embedding_->grad.index_add_(0, tokens_, whole.to(embedding_->grad.scalar_type()));
   }
 }
 
 void Tape::BackwardLayer(int64_t index, const at::Tensor& stream) {
   const DecoderLayer& layer = decoder_.layers[index];
-  const RowSet& rows = *plan_.attention[index];
+  const std::shared_ptr<const RowSet> row_set = rows_[index].AttentionRows();
+  const RowSet& rows = *row_set;
   const StageContext context = Context(rows);
   const std::vector<Trainable*>& qkv_parameters = ParametersOf(index, Stage::kQkv);
   const bool into_x = NeedsGradientBelow(index, Stage::kQkv);
@@ -289,7 +379,7 @@ void Tape::BackwardLayer(int64_t index, const at::Tensor& stream) {
   if (!kept.x2.defined()) {
     if (!kept.o.defined()) {
       replay_qkv();
-      AttentionResult result = AttentionForward(kept.q, kept.k, kept.v, rows.segments);
+      AttentionResult result = Attend(rows_[index], rows, kept);
       kept.o = result.o;
       kept.lse = result.lse;
     }
@@ -297,13 +387,13 @@ void Tape::BackwardLayer(int64_t index, const at::Tensor& stream) {
     // One rounding of an exact sum, as when the sub-block was added to the stream: bit-equal.
     kept.x2 = kept.x + delta.detach();
   }
-  BackwardMlp(index, stream, kept);
+  BackwardMlp(index, stream, rows_[index].shared() ? rows : *rows_[index].MlpRows(), kept);
   kept.x2 = kept.gate = kept.up = at::Tensor();
   if (!into_attention) return;
 
   if (!kept.o.defined()) {
     replay_qkv();
-    AttentionResult result = AttentionForward(kept.q, kept.k, kept.v, rows.segments);
+    AttentionResult result = Attend(rows_[index], rows, kept);
     kept.o = result.o;
     kept.lse = result.lse;
   }
@@ -314,17 +404,28 @@ void Tape::BackwardLayer(int64_t index, const at::Tensor& stream) {
   if (!into_qkv) return;
 
   if (!graph.q.defined()) replay_qkv();
-  AttentionGradients grads = AttentionBackward(dout.view(kept.o.sizes()), kept.q, kept.k, kept.v,
-                                               kept.o, kept.lse, rows.segments);
+  AttentionGradients grads;
+  if (SeesOthers(rows_[index])) {
+    const at::Tensor others = rows_[index].space->Indices(Others(*rows_[index].attention));
+    grads = AttentionBackward(dout.view(kept.o.sizes()), kept.q,
+                              Together(kept.k, *rows.indices, kept.seen_k, others),
+                              Together(kept.v, *rows.indices, kept.seen_v, others), kept.o,
+                              kept.lse, rows_[index].space->Runs(*rows_[index].attention));
+    grads.k = grads.k.index_select(0, *rows.indices);
+    grads.v = grads.v.index_select(0, *rows.indices);
+  } else {
+    grads = AttentionBackward(dout.view(kept.o.sizes()), kept.q, kept.k, kept.v, kept.o, kept.lse,
+                              rows.segments);
+  }
   kept = {};
   const at::Tensor dx = Backpropagate({graph.q, graph.k, graph.v}, {grads.q, grads.k, grads.v}, {x},
                                       qkv_parameters)[0];
   if (into_x) AddRows(stream, rows, 0, rows.count, dx);
 }
 
-void Tape::BackwardMlp(int64_t index, const at::Tensor& stream, const Boundaries& kept) {
+void Tape::BackwardMlp(int64_t index, const at::Tensor& stream, const RowSet& rows,
+                       const Boundaries& kept) {
   const DecoderLayer& layer = decoder_.layers[index];
-  const RowSet& rows = *plan_.mlp[index];
   const StageContext context = Context(rows);
   const std::vector<Trainable*>& parameters = ParametersOf(index, Stage::kMlp);
   const bool into_x2 = NeedsGradientBelow(index, Stage::kMlp);

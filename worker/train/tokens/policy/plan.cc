@@ -1,0 +1,212 @@
+#include "worker/train/tokens/policy/plan.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include "worker/train/data/random.h"
+
+namespace lemo::train {
+
+TokenPlan::TokenPlan(const TokenSettings& settings, TokenPolicy& policy, const Decoder& decoder,
+                     const RowSpace& space, Batch batch)
+    : settings_(settings),
+      policy_(policy),
+      decoder_(decoder),
+      batch_(std::move(batch)),
+      layout_(space.blocks()),
+      block_ids_(layout_.blocks()),
+      attention_masks_(batch_.keep.size()),
+      mlp_masks_(batch_.keep.size()) {
+  std::iota(block_ids_.begin(), block_ids_.end(), 0);
+  if (settings_.keep_labels) always_ = LabelBlocks(layout_, batch_.labelled);
+}
+
+BlocksKept TokenPlan::Choose(const RowSpace& space, const at::Tensor& stream, int64_t layer,
+                             int64_t end_layer, ScoreRequest::SubBlock sub_block, double keep) {
+  const auto start = std::chrono::steady_clock::now();
+  SelectOptions options = settings_.select;
+  options.keep = keep;
+  if (!settings_.threshold.empty()) {
+    options.use_threshold = true;
+    options.threshold = settings_.threshold[layer];
+  }
+  const std::vector<float> scores = policy_.Scores(
+      {.space = space,
+       .stream = stream,
+       .tokens = batch_.tokens,
+       .layer = layer,
+       .end_layer = end_layer,
+       .sub_block = sub_block,
+       .draw = MixKeys(batch_.draw, static_cast<uint64_t>(layer), static_cast<uint64_t>(sub_block)),
+       .block_ids = block_ids_,
+       .document_rows = batch_.document_rows});
+  BlockChoice choice = SelectBlocks(scores, space.blocks(), always_, options);
+  bad_blocks_ += choice.bad_blocks;
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  // A choice of everything is no choice: the dense path needs no row lists.
+  if (std::find(choice.kept.begin(), choice.kept.end(), 0) == choice.kept.end()) return nullptr;
+  return std::make_shared<const BlockMask>(std::move(choice.kept));
+}
+
+void TokenPlan::KeepInStream(const BlockMask& kept) {
+  size_t next = 0;
+  for (size_t n = 0; n < kept.size(); ++n) {
+    if (!kept[n]) continue;
+    block_ids_[next] = block_ids_[n];
+    if (!always_.empty()) always_[next] = always_[n];
+    ++next;
+  }
+  block_ids_.resize(next);
+  if (!always_.empty()) always_.resize(next);
+}
+
+BlocksKept TokenPlan::Enter(const RowSpace& space) {
+  const double keep = batch_.keep.front();
+  if (settings_.scope != Scope::kStack || keep >= 1) return nullptr;
+  const at::Tensor embedded =
+      policy_.ReadsStream() ? decoder_.embedding.index_select(0, batch_.tokens) : at::Tensor();
+  BlocksKept kept = Choose(space, embedded, 0, static_cast<int64_t>(batch_.keep.size()),
+                           ScoreRequest::SubBlock::kAttention, keep);
+  if (kept) KeepInStream(*kept);
+  return kept;
+}
+
+BlocksKept TokenPlan::Stay(int64_t layer, const RowSpace& space, const at::Tensor& stream) {
+  const double keep = batch_.keep[layer];
+  if (settings_.scope != Scope::kNested || keep >= share_) return nullptr;
+  BlocksKept kept = Choose(space, stream, layer, static_cast<int64_t>(batch_.keep.size()),
+                           ScoreRequest::SubBlock::kAttention, keep / share_);
+  share_ = keep;
+  if (kept) KeepInStream(*kept);
+  return kept;
+}
+
+BlocksKept TokenPlan::Attention(int64_t layer, const RowSpace& space, const at::Tensor& stream) {
+  const bool chooses = settings_.scope == Scope::kLayer || settings_.scope == Scope::kGroup;
+  if (!chooses || batch_.keep[layer] >= 1) {
+    attention_ = nullptr;
+  } else if (!settings_.ContinuesGroup(layer)) {
+    int64_t end = layer + 1;
+    while (end < static_cast<int64_t>(batch_.keep.size()) && settings_.ContinuesGroup(end)) ++end;
+    attention_ =
+        Choose(space, stream, layer, end, ScoreRequest::SubBlock::kAttention, batch_.keep[layer]);
+  }
+  Record(attention_, &attention_masks_[layer]);
+  return attention_;
+}
+
+BlocksKept TokenPlan::Mlp(int64_t layer, const RowSpace& space, const at::Tensor& stream) {
+  BlocksKept kept = attention_;
+  if (batch_.keep[layer] < 1 && settings_.mlp == MlpRows::kAll) kept = nullptr;
+  if (batch_.keep[layer] < 1 && settings_.mlp == MlpRows::kOwn) {
+    kept =
+        Choose(space, stream, layer, layer + 1, ScoreRequest::SubBlock::kMlp, batch_.keep[layer]);
+  }
+  Record(kept, &mlp_masks_[layer]);
+  return kept;
+}
+
+// In the blocks of the micro-batch.
+void TokenPlan::Record(const BlocksKept& kept, BlockMask* mask) const {
+  mask->assign(layout_.blocks(), 0);
+  for (size_t n = 0; n < block_ids_.size(); ++n) (*mask)[block_ids_[n]] = kept ? (*kept)[n] : 1;
+}
+
+RowBounds TokenPlan::Bounds() const {
+  const auto layers = static_cast<int64_t>(batch_.keep.size());
+  const auto most = [this](double keep) {
+    SelectOptions options = settings_.select;
+    options.keep = keep;
+    options.use_threshold = !settings_.threshold.empty();
+    return MostRows(layout_,
+                    settings_.keep_labels ? LabelBlocks(layout_, batch_.labelled) : BlockMask(),
+                    options);
+  };
+  RowBounds bounds;
+  bounds.stream = layout_.rows();
+  if (settings_.scope == Scope::kStack) {
+    bounds.stream = 0;
+    for (const int32_t block : block_ids_) bounds.stream += layout_.rows_of(block);
+  }
+  for (int64_t i = 0; i < layers; ++i) {
+    const double keep = batch_.keep[i];
+    const int64_t rows = settings_.scope == Scope::kStack ? bounds.stream
+                         : keep < 1                       ? most(keep)
+                                                          : layout_.rows();
+    const bool separate = keep < 1 && settings_.mlp != MlpRows::kShared;
+    // At least as many rows are kept, but for one short block a document.
+    const int64_t least = rows - settings_.block * (std::ssize(layout_.documents) - 1);
+    const bool sees_others = settings_.kv_all && keep < 1;
+    bounds.layers.push_back(
+        {.attention = rows,
+         .mlp = settings_.mlp == MlpRows::kAll ? layout_.rows() : rows,
+         .separate = separate,
+         .seen = sees_others ? layout_.rows() - std::max<int64_t>(least, 0) : 0});
+  }
+  return bounds;
+}
+
+std::vector<uint8_t> TokenPlan::ThroughRows() const {
+  std::vector<uint8_t> rows(layout_.rows(), 0);
+  for (int64_t n = 0; n < layout_.blocks(); ++n) {
+    bool through = true;
+    for (size_t i = 0; i < attention_masks_.size() && through; ++i) {
+      through = attention_masks_[i][n] && mlp_masks_[i][n];
+    }
+    std::fill(rows.begin() + layout_.starts[n], rows.begin() + layout_.starts[n + 1], through);
+  }
+  return rows;
+}
+
+void TokenPlan::AddTo(SparsityCounts* counts) const {
+  const size_t layers = attention_masks_.size();
+  counts->attention.resize(layers);
+  counts->mlp.resize(layers);
+  BlockMask ever(layout_.blocks(), 0);
+  for (size_t i = 0; i < layers; ++i) {
+    counts->attention[i] += CountRows(layout_, attention_masks_[i]);
+    counts->mlp[i] += CountRows(layout_, mlp_masks_[i]);
+    for (size_t n = 0; n < ever.size() && batch_.keep[i] < 1; ++n) {
+      ever[n] |= attention_masks_[i][n] | mlp_masks_[i][n];
+    }
+  }
+  counts->rows += layout_.rows();
+  counts->never += layout_.rows() - CountRows(layout_, ever);
+  counts->bad_blocks += bad_blocks_;
+  counts->seconds += seconds_;
+}
+
+lemo::v1::SelectionEvent TokenPlan::Selection() const {
+  lemo::v1::SelectionEvent event;
+  event.mutable_block_starts()->Add(layout_.starts.begin(), layout_.starts.end());
+  for (const int32_t block : layout_.documents) {
+    event.add_document_starts(layout_.starts[block]);
+  }
+  for (size_t i = 0; i < attention_masks_.size(); ++i) {
+    event.add_attention(std::string(attention_masks_[i].begin(), attention_masks_[i].end()));
+    const bool same = mlp_masks_[i] == attention_masks_[i];
+    event.add_mlp(same ? "" : std::string(mlp_masks_[i].begin(), mlp_masks_[i].end()));
+  }
+  return event;
+}
+
+lemo::v1::TokenSparsity SparsityCounts::Shares(int64_t labelled, int64_t labelled_kept) const {
+  const auto share = [](int64_t part, int64_t whole) {
+    return static_cast<double>(part) / static_cast<double>(whole);
+  };
+  lemo::v1::TokenSparsity result;
+  for (const int64_t kept : attention) result.add_attention_kept(share(kept, rows));
+  for (const int64_t kept : mlp) result.add_mlp_kept(share(kept, rows));
+  result.set_never_kept(share(never, rows));
+  result.set_loss_kept(share(labelled_kept, labelled));
+  result.set_bad_blocks(bad_blocks);
+  result.set_selection_seconds(seconds);
+  return result;
+}
+
+}  // namespace lemo::train

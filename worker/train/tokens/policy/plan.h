@@ -1,0 +1,81 @@
+// The choices of rows of one micro-batch: what the tape asks while it runs forward.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "lemo/v1/run_event.pb.h"
+#include "worker/train/tape/tape.h"
+#include "worker/train/tokens/policy/policy.h"
+
+namespace lemo::train {
+
+class TokenPlan final : public RowSource {
+ public:
+  struct Batch {
+    std::vector<double> keep;                // shares of the layers in this step
+    std::vector<uint8_t> labelled;           // one entry a row of the micro-batch
+    std::span<const int64_t> document_rows;  // as MicroBatch has them
+    at::Tensor tokens;                       // int64 [rows]
+    uint64_t draw = 0;                       // differs between micro-batches and steps
+  };
+
+  // `settings`, `policy`, `decoder` and the views of `batch` outlive the plan. `space` has all rows
+  // of the micro-batch.
+  TokenPlan(const TokenSettings& settings, TokenPolicy& policy, const Decoder& decoder,
+            const RowSpace& space, Batch batch);
+
+  // With scope stack: the blocks that go in at all, to be asked before the forward pass, which then
+  // runs on a space of them alone. Null: all. Any other scope: null.
+  BlocksKept Enter(const RowSpace& space);
+
+  // What the passes of this plan need at most. After Enter.
+  RowBounds Bounds() const;
+
+  BlocksKept Stay(int64_t layer, const RowSpace& space, const at::Tensor& stream) override;
+  BlocksKept Attention(int64_t layer, const RowSpace& space, const at::Tensor& stream) override;
+  BlocksKept Mlp(int64_t layer, const RowSpace& space, const at::Tensor& stream) override;
+
+  // After the forward pass.
+  // uint8, one entry a row of the micro-batch: computed by every sub-block.
+  std::vector<uint8_t> ThroughRows() const;
+  double seconds() const { return seconds_; }
+  // Adds this micro-batch's counts; Finish turns the sums of a step into shares.
+  void AddTo(struct SparsityCounts* counts) const;
+  lemo::v1::SelectionEvent Selection() const;
+
+ private:
+  BlocksKept Choose(const RowSpace& space, const at::Tensor& stream, int64_t layer,
+                    int64_t end_layer, ScoreRequest::SubBlock sub_block, double keep);
+  void Record(const BlocksKept& kept, BlockMask* mask) const;
+  void KeepInStream(const BlockMask& kept);
+
+  const TokenSettings& settings_;
+  TokenPolicy& policy_;
+  const Decoder& decoder_;
+  Batch batch_;
+  const BlockLayout layout_;  // of the micro-batch
+  // Of the stream as it is: the micro-batch's number of every block, and which are mandatory
+  // whatever their place.
+  std::vector<int32_t> block_ids_;
+  BlockMask always_;
+  double share_ = 1;      // of the documents' blocks that are in the stream
+  BlocksKept attention_;  // of the layer at hand, or of its group
+  std::vector<BlockMask> attention_masks_, mlp_masks_;  // by layer, in the micro-batch's blocks
+  int64_t bad_blocks_ = 0;
+  double seconds_ = 0;
+};
+
+// Sums over the micro-batches of a step.
+struct SparsityCounts {
+  std::vector<int64_t> attention, mlp;  // rows computed, by layer
+  int64_t rows = 0;
+  int64_t never = 0;
+  int64_t bad_blocks = 0;
+  double seconds = 0;
+
+  lemo::v1::TokenSparsity Shares(int64_t labelled, int64_t labelled_kept) const;
+};
+
+}  // namespace lemo::train

@@ -1,0 +1,280 @@
+#include "worker/train/tokens/settings.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+
+namespace lemo::train {
+namespace {
+
+using lemo::v1::TokensSpec;
+
+constexpr std::pair<const char*, Scope> kScopes[] = {{"layer", Scope::kLayer},
+                                                     {"group", Scope::kGroup},
+                                                     {"nested", Scope::kNested},
+                                                     {"stack", Scope::kStack}};
+constexpr std::pair<const char*, MlpRows> kMlpRows[] = {
+    {"off", MlpRows::kAll}, {"shared", MlpRows::kShared}, {"own", MlpRows::kOwn}};
+
+template <typename Value, size_t kCount>
+Value ValueOf(const std::pair<const char*, Value> (&names)[kCount], const std::string& name) {
+  for (const auto& [text, value] : names) {
+    if (name == text) return value;
+  }
+  return names[0].second;
+}
+
+void OneOf(const char* field, const std::string& value, const std::vector<std::string>& choices,
+           Violations* violations) {
+  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return;
+  const std::string nearest = NearestName(value, choices);
+  violations->Add(
+      absl::StrCat("tokens.", field),
+      absl::StrCat("\"", value, "\" is not one of ", absl::StrJoin(choices, ", "),
+                   nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?")));
+}
+
+// "2-4,6" as first and last layer of each run; absent when it does not read so.
+std::optional<std::vector<std::pair<int64_t, int64_t>>> ParseRuns(const std::string& text) {
+  std::vector<std::pair<int64_t, int64_t>> runs;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    const std::vector<absl::string_view> ends = absl::StrSplit(part, '-');
+    int64_t first = 0, last = 0;
+    if (ends.size() > 2 || !absl::SimpleAtoi(ends.front(), &first) ||
+        !absl::SimpleAtoi(ends.back(), &last) || first < 0 || last < first) {
+      return std::nullopt;
+    }
+    runs.emplace_back(first, last);
+  }
+  return runs;
+}
+
+// Which layers are sparse.
+std::vector<bool> SparseLayers(const TokensSpec& spec, Scope scope, int64_t layers,
+                               Violations* violations) {
+  std::vector<bool> sparse(layers, false);
+  if (spec.layers() == "all" || scope == Scope::kStack) {
+    sparse.assign(layers, true);
+  } else if (spec.layers() == "auto") {
+    // The early layers show little sparsity, and the last one feeds the head (lemo-spec section 6).
+    // A row that left before the last layer cannot come back for it.
+    for (int64_t i = std::max<int64_t>(layers / 2 - 1, 0); i < layers; ++i) {
+      sparse[i] = i < layers - 1 || scope == Scope::kNested;
+    }
+  } else {
+    for (const auto& [first, last] :
+         ParseRuns(spec.layers()).value_or(std::vector<std::pair<int64_t, int64_t>>())) {
+      if (last >= layers) {
+        violations->Add("tokens.layers",
+                        absl::StrCat(last, " is beyond the last layer, ", layers - 1));
+        break;
+      }
+      for (int64_t i = first; i <= last; ++i) sparse[i] = true;
+    }
+  }
+  return sparse;
+}
+
+template <typename Value>
+std::vector<double> ByLayer(const Value& values, int64_t layers, const char* field,
+                            Violations* violations) {
+  if (values.size() == 1) return std::vector<double>(layers, values.Get(0));
+  if (values.size() != layers) {
+    violations->Add(absl::StrCat("tokens.", field),
+                    absl::StrCat("give one number, or one for each of the model's ", layers,
+                                 " layers; it has ", values.size()));
+    return std::vector<double>(layers, 1.0);
+  }
+  return {values.begin(), values.end()};
+}
+
+}  // namespace
+
+void FillTokenDefaults(TokensSpec* spec) {
+#define LEMO_DEFAULT(field, value) \
+  if (!spec->has_##field()) spec->set_##field(value)
+  LEMO_DEFAULT(policy, "dense");
+  if (spec->policy() == "dense") return;
+  LEMO_DEFAULT(scope, "stack");
+  const bool stays_out = spec->scope() == "stack" || spec->scope() == "nested";
+  if (spec->keep_size() == 0) spec->add_keep(0.5);
+  LEMO_DEFAULT(layers, "auto");
+  LEMO_DEFAULT(mlp, "shared");
+  LEMO_DEFAULT(loss_rows, stays_out ? "through" : "all");
+  LEMO_DEFAULT(sink_blocks, 1);
+  LEMO_DEFAULT(local_blocks, 1);
+  LEMO_DEFAULT(keep_labels, true);
+  LEMO_DEFAULT(warmup_steps, 0);
+  LEMO_DEFAULT(anneal_steps, 0);
+  LEMO_DEFAULT(cooldown_steps, 0);
+  LEMO_DEFAULT(block, 64);
+  LEMO_DEFAULT(chunk_blocks, 1);
+  if (spec->scope() == "group") LEMO_DEFAULT(group_layers, 2);
+  LEMO_DEFAULT(kv_all, false);
+  LEMO_DEFAULT(mode, "ratio");
+  if (spec->policy() == "predictor") LEMO_DEFAULT(predictor, "auto");
+  if (spec->policy() == "table") LEMO_DEFAULT(table_score, "attention");
+  if (spec->policy() == "oracle" || spec->policy() == "table") {
+    LEMO_DEFAULT(combine, "symmetric");
+    LEMO_DEFAULT(score_rope, false);
+  }
+#undef LEMO_DEFAULT
+}
+
+void ValidateTokens(const TokensSpec& spec, Violations* violations) {
+  const auto fault = [violations](const char* field, std::string reason) {
+    violations->Add(absl::StrCat("tokens.", field), std::move(reason));
+  };
+  if (spec.has_policy()) {
+    OneOf("policy", spec.policy(),
+          {"dense", "predictor", "oracle", "random", "recency", "norm", "table"}, violations);
+  }
+  if (spec.has_scope()) {
+    OneOf("scope", spec.scope(), {"layer", "group", "nested", "stack"}, violations);
+  }
+  if (spec.has_mlp()) OneOf("mlp", spec.mlp(), {"off", "shared", "own"}, violations);
+  if (spec.has_loss_rows()) OneOf("loss_rows", spec.loss_rows(), {"all", "through"}, violations);
+  if (spec.has_mode()) OneOf("mode", spec.mode(), {"ratio", "threshold"}, violations);
+  if (spec.has_table_score()) {
+    OneOf("table_score", spec.table_score(), {"attention", "loss", "low_loss", "entropy"},
+          violations);
+  }
+  if (spec.has_combine()) {
+    OneOf("combine", spec.combine(), {"symmetric", "column", "column_mean"}, violations);
+  }
+  for (int i = 0; i < spec.keep_size(); ++i) {
+    if (std::isfinite(spec.keep(i)) && spec.keep(i) > 0 && spec.keep(i) <= 1) continue;
+    violations->Add(absl::StrCat("tokens.keep[", i, "]"),
+                    absl::StrCat("must be above 0 and at most 1, got ", spec.keep(i)));
+  }
+  for (int i = 0; i < spec.threshold_size(); ++i) {
+    if (std::isfinite(spec.threshold(i))) continue;
+    violations->Add(absl::StrCat("tokens.threshold[", i, "]"), "must be a finite number");
+  }
+  for (const auto& [field, given, value, least] :
+       {std::tuple("sink_blocks", spec.has_sink_blocks(), spec.sink_blocks(), 0),
+        std::tuple("local_blocks", spec.has_local_blocks(), spec.local_blocks(), 0),
+        std::tuple("warmup_steps", spec.has_warmup_steps(), spec.warmup_steps(), 0),
+        std::tuple("anneal_steps", spec.has_anneal_steps(), spec.anneal_steps(), 0),
+        std::tuple("cooldown_steps", spec.has_cooldown_steps(), spec.cooldown_steps(), 0),
+        std::tuple("block", spec.has_block(), spec.block(), 1),
+        std::tuple("chunk_blocks", spec.has_chunk_blocks(), spec.chunk_blocks(), 1),
+        std::tuple("group_layers", spec.has_group_layers(), spec.group_layers(), 1)}) {
+    if (given && value < least) {
+      fault(field, absl::StrCat("must be at least ", least, ", got ", value));
+    }
+  }
+  if (spec.has_layers() && spec.layers() != "auto" && spec.layers() != "all" &&
+      !ParseRuns(spec.layers())) {
+    fault("layers", absl::StrCat("\"", spec.layers(),
+                                 "\" is neither auto, all nor a list of layers "
+                                 "such as 2-4,6"));
+  }
+  const bool stack = spec.scope() == "stack", nested = spec.scope() == "nested";
+  if (spec.keep_size() > 1 && stack) {
+    fault("keep", "one choice for the whole stack has one share; scope nested takes a list");
+  }
+  if (spec.keep_size() > 1 && spec.has_layers() && spec.layers() != "auto") {
+    fault("layers",
+          "excludes a list of shares in tokens.keep, whose entries of 1 are the dense layers");
+  }
+  if (nested && !std::is_sorted(spec.keep().rbegin(), spec.keep().rend())) {
+    fault("keep",
+          "with scope nested rows that leave do not come back, so no share may be above the "
+          "one before it");
+  }
+  if ((stack || nested) && spec.has_mlp() && spec.mlp() != "shared") {
+    fault("mlp", absl::StrCat("scope ", spec.scope(),
+                              " has one set of rows for both sub-blocks; only "
+                              "shared goes with it"));
+  }
+  if ((stack || nested) && spec.kv_all()) {
+    fault("kv_all",
+          absl::StrCat("is for scopes layer and group: rows that left have no keys; scope is ",
+                       spec.scope()));
+  }
+  if (spec.has_group_layers() && spec.scope() != "group")
+    fault("group_layers", "is for scope group");
+  if (spec.has_predictor() && spec.policy() != "predictor") {
+    fault("predictor", "is for policy predictor");
+  }
+  if (spec.has_table_score() && spec.policy() != "table")
+    fault("table_score", "is for policy table");
+  if (spec.mode() == "threshold") {
+    if (spec.threshold_size() == 0) fault("threshold", "required with mode threshold");
+    if (stack || nested) fault("mode", "threshold is for scopes layer and group");
+    if (spec.policy() == "random" || spec.policy() == "recency") {
+      fault("mode", absl::StrCat("the scores of policy ", spec.policy(),
+                                 " mean nothing but their order; use ratio"));
+    }
+  } else if (spec.threshold_size() > 0) {
+    fault("threshold", "is for mode threshold");
+  }
+}
+
+TokenSettings MakeTokenSettings(const TokensSpec& spec, int64_t layers, Violations* violations) {
+  TokenSettings settings;
+  settings.spec = spec;
+  if (spec.policy().empty() || spec.policy() == "dense") {
+    settings.keep.assign(layers, 1.0);
+    return settings;
+  }
+  settings.policy = spec.policy();
+  settings.scope = ValueOf(kScopes, spec.scope());
+  settings.mlp = ValueOf(kMlpRows, spec.mlp());
+  settings.loss_through = spec.loss_rows() == "through";
+  settings.keep_labels = spec.keep_labels();
+  settings.warmup_steps = spec.warmup_steps();
+  settings.anneal_steps = spec.anneal_steps();
+  settings.cooldown_steps = spec.cooldown_steps();
+  settings.block = spec.block();
+  settings.group_layers = spec.group_layers();
+  settings.kv_all = spec.kv_all();
+  settings.select.sink_blocks = spec.sink_blocks();
+  settings.select.local_blocks = spec.local_blocks();
+  settings.select.chunk_blocks = spec.chunk_blocks();
+  settings.keep = ByLayer(spec.keep(), layers, "keep", violations);
+  if (spec.keep_size() == 1) {
+    const std::vector<bool> sparse = SparseLayers(spec, settings.scope, layers, violations);
+    for (int64_t i = 0; i < layers; ++i) {
+      if (!sparse[i]) settings.keep[i] = 1;
+    }
+    if (settings.scope == Scope::kNested &&
+        !std::is_sorted(settings.keep.rbegin(), settings.keep.rend())) {
+      violations->Add("tokens.layers",
+                      "with scope nested the sparse layers must go on to the last");
+    }
+  }
+  if (spec.mode() == "threshold") {
+    settings.threshold = ByLayer(spec.threshold(), layers, "threshold", violations);
+  }
+  return settings;
+}
+
+std::vector<double> TokenSettings::KeepAt(int64_t step, int64_t steps) const {
+  if (step < warmup_steps || step >= steps - cooldown_steps) {
+    return std::vector<double>(keep.size(), 1.0);
+  }
+  std::vector<double> now = keep;
+  if (step < warmup_steps + anneal_steps) {
+    const double done =
+        static_cast<double>(step - warmup_steps) / static_cast<double>(anneal_steps);
+    for (double& share : now) share = 1 + (share - 1) * done;
+  }
+  return now;
+}
+
+bool TokenSettings::ContinuesGroup(int64_t layer) const {
+  if (scope != Scope::kGroup || keep[layer] >= 1) return false;
+  int64_t first = layer;
+  while (first > 0 && keep[first - 1] < 1) --first;
+  return (layer - first) % group_layers != 0;
+}
+
+}  // namespace lemo::train

@@ -1,0 +1,62 @@
+// RunSpec.tokens, checked against the model and spelled out by layer.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/violations.h"
+#include "lemo/v1/run_spec.pb.h"
+#include "worker/train/tokens/selection.h"
+
+namespace lemo::train {
+
+// Over which layers one choice of rows holds (lemo-spec section 19).
+enum class Scope {
+  kLayer,   // one layer
+  kGroup,   // a run of sparse layers
+  kNested,  // from a layer to the end: rows that leave do not come back
+  kStack,   // all layers: rows that are not kept are not even embedded
+};
+
+enum class MlpRows { kAll, kShared, kOwn };
+
+struct TokenSettings {
+  std::string policy = "dense";
+  Scope scope = Scope::kStack;
+  // Share of a document's blocks, one a layer; 1 for a layer that computes all. Equal entries with
+  // scope stack, never rising with scope nested.
+  std::vector<double> keep;
+  MlpRows mlp = MlpRows::kShared;
+  bool loss_through = false;  // only rows that every sub-block computed carry loss
+  bool keep_labels = true;
+  int64_t warmup_steps = 0, anneal_steps = 0, cooldown_steps = 0;
+  int64_t block = 64;
+  int64_t group_layers = 2;
+  bool kv_all = false;
+  std::vector<double> threshold;  // one a layer; empty in ratio mode
+  SelectOptions select;           // keep and threshold are set choice by choice
+  lemo::v1::TokensSpec spec;      // effective: what concerns one policy alone
+
+  bool dense() const { return policy == "dense"; }
+  // Shares of the layers in step `step` (from 0) of `steps`: all rows while warming up and cooling
+  // down, in between falling linearly to `keep`.
+  std::vector<double> KeepAt(int64_t step, int64_t steps) const;
+  // Whether a row that one sub-block leaves out can take part in a later one.
+  bool RowsComeBack() const { return scope == Scope::kLayer || scope == Scope::kGroup; }
+  // Whether this layer's choice is that of the layer before it.
+  bool ContinuesGroup(int64_t layer) const;
+};
+
+// Sets every optional field of a message that names a policy other than `dense`.
+void FillTokenDefaults(lemo::v1::TokensSpec* spec);
+
+// What can be said without the model.
+void ValidateTokens(const lemo::v1::TokensSpec& spec, Violations* violations);
+
+// The settings for a model of `layers` layers. `spec` has its defaults. Faults are added to
+// `violations` by field; the result is then not to be used.
+TokenSettings MakeTokenSettings(const lemo::v1::TokensSpec& spec, int64_t layers,
+                                Violations* violations);
+
+}  // namespace lemo::train
