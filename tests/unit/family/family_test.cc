@@ -57,7 +57,7 @@ TEST(ModelFamilies, AreOrderedAndComplete) {
     EXPECT_FALSE(family.architectures.empty());
     ASSERT_TRUE(family.parse);
   }
-  EXPECT_THAT(names, ElementsAre("llama", "mistral", "qwen2", "qwen3"));
+  EXPECT_THAT(names, ElementsAre("llama", "mistral", "opt", "qwen2", "qwen3"));
 }
 
 TEST(ParseDecoderConfig, ArchitectureIsLookedUp) {
@@ -71,7 +71,7 @@ TEST(ParseDecoderConfig, ArchitectureIsLookedUp) {
   EXPECT_EQ(ParseDecoderConfig(by_type)->architecture, "MistralForCausalLM");
 
   const std::string known =
-      "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
+      "LlamaForCausalLM, MistralForCausalLM, OPTForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
   EXPECT_THAT(Fault(With("llama", {{"architectures", {"GPT2LMHeadModel"}}})),
               AllOf(HasSubstr("GPT2LMHeadModel"), HasSubstr(known)));
   EXPECT_THAT(Fault(json::object()), AllOf(HasSubstr("is missing"), HasSubstr(known)));
@@ -176,6 +176,133 @@ TEST(ExpectedTensors, OrderOfTheForwardPass) {
           "model.norm.weight", "lm_head.weight"));
   EXPECT_THAT(names(With("llama", {{"tie_word_embeddings", true}})),
               Not(testing::Contains("lm_head.weight")));
+}
+
+// Like facebook/opt-125m's, smaller.
+json OptConfig(const json& changes = json::object()) {
+  json config = {{"architectures", {"OPTForCausalLM"}},
+                 {"model_type", "opt"},
+                 {"activation_function", "relu"},
+                 {"attention_dropout", 0.0},
+                 {"do_layer_norm_before", true},
+                 {"dropout", 0.1},
+                 {"ffn_dim", 48},
+                 {"hidden_size", 64},
+                 {"init_std", 0.03},
+                 {"layerdrop", 0.0},
+                 {"max_position_embeddings", 96},
+                 {"num_attention_heads", 8},
+                 {"num_hidden_layers", 1},
+                 {"torch_dtype", "float16"},
+                 {"vocab_size", 40},
+                 {"word_embed_proj_dim", 64}};
+  config.update(changes);
+  return config;
+}
+
+std::string TensorLines(const json& json_config) {
+  std::string lines;
+  for (const TensorSpec& spec : ExpectedTensors(ParseDecoderConfig(json_config).value())) {
+    lines += spec.name;
+    for (const int64_t size : spec.shape) lines += " " + std::to_string(size);
+    lines += "\n";
+  }
+  return lines;
+}
+
+TEST(Opt, ConfigAndTensors) {
+  const auto config = ParseDecoderConfig(OptConfig());
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->family, "opt");
+  EXPECT_EQ(config->kv_heads, 8);
+  EXPECT_EQ(config->head_dim, 8);
+  EXPECT_EQ(config->initializer_range, 0.03);
+  EXPECT_EQ(config->weights_type, "float16");
+  EXPECT_TRUE(config->tied_embeddings);
+  EXPECT_FALSE(config->post_norm);
+  EXPECT_FALSE(config->projected_embedding());
+  EXPECT_EQ(TensorLines(OptConfig()),
+            "model.decoder.embed_tokens.weight 40 64\n"
+            "model.decoder.embed_positions.weight 98 64\n"
+            "model.decoder.layers.0.self_attn_layer_norm.weight 64\n"
+            "model.decoder.layers.0.self_attn_layer_norm.bias 64\n"
+            "model.decoder.layers.0.self_attn.q_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn.q_proj.bias 64\n"
+            "model.decoder.layers.0.self_attn.k_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn.k_proj.bias 64\n"
+            "model.decoder.layers.0.self_attn.v_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn.v_proj.bias 64\n"
+            "model.decoder.layers.0.self_attn.out_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn.out_proj.bias 64\n"
+            "model.decoder.layers.0.final_layer_norm.weight 64\n"
+            "model.decoder.layers.0.final_layer_norm.bias 64\n"
+            "model.decoder.layers.0.fc1.weight 48 64\n"
+            "model.decoder.layers.0.fc1.bias 48\n"
+            "model.decoder.layers.0.fc2.weight 64 48\n"
+            "model.decoder.layers.0.fc2.bias 64\n"
+            "model.decoder.final_layer_norm.weight 64\n"
+            "model.decoder.final_layer_norm.bias 64\n");
+}
+
+// facebook/opt-350m's form.
+TEST(Opt, PostNormWithANarrowEmbedding) {
+  const json json_config = OptConfig(
+      {{"do_layer_norm_before", false}, {"word_embed_proj_dim", 32}, {"enable_bias", false}});
+  const DecoderConfig config = ParseDecoderConfig(json_config).value();
+  EXPECT_TRUE(config.post_norm);
+  EXPECT_FALSE(config.final_norm);
+  EXPECT_TRUE(config.projected_embedding());
+  EXPECT_EQ(TensorLines(json_config),
+            "model.decoder.embed_tokens.weight 40 32\n"
+            "model.decoder.project_in.weight 64 32\n"
+            "model.decoder.embed_positions.weight 98 64\n"
+            "model.decoder.layers.0.self_attn.q_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn.k_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn.v_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn.out_proj.weight 64 64\n"
+            "model.decoder.layers.0.self_attn_layer_norm.weight 64\n"
+            "model.decoder.layers.0.self_attn_layer_norm.bias 64\n"
+            "model.decoder.layers.0.fc1.weight 48 64\n"
+            "model.decoder.layers.0.fc2.weight 64 48\n"
+            "model.decoder.layers.0.final_layer_norm.weight 64\n"
+            "model.decoder.layers.0.final_layer_norm.bias 64\n"
+            "model.decoder.project_out.weight 32 64\n");
+}
+
+TEST(Opt, RefusesWhatItDoesNotCompute) {
+  const std::string message = Fault(OptConfig({{"activation_function", "gelu"},
+                                               {"layerdrop", 0.1},
+                                               {"attention_dropout", 0.1},
+                                               {"layer_norm_elementwise_affine", false},
+                                               {"num_attention_heads", 7},
+                                               {"ffn_dim", nullptr}}));
+  EXPECT_THAT(message, HasSubstr("activation_function: \"gelu\" is not supported; known: relu"));
+  EXPECT_THAT(message, HasSubstr("layerdrop: only 0"));
+  EXPECT_THAT(message, HasSubstr("attention_dropout: only 0"));
+  EXPECT_THAT(message, HasSubstr("layer_norm_elementwise_affine: only true"));
+  EXPECT_THAT(message, HasSubstr("hidden_size: must be a multiple of num_attention_heads"));
+  EXPECT_THAT(message, HasSubstr("ffn_dim: is missing"));
+}
+
+TEST(Opt, LearnedPositionsEndWithTheTable) {
+  const DecoderConfig config = ParseDecoderConfig(OptConfig()).value();
+  EXPECT_TRUE(CheckRunLength(config, 96).ok());
+  EXPECT_THAT(std::string(CheckRunLength(config, 97).message()),
+              AllOf(HasSubstr("max_length: 97"), HasSubstr("limit of 96"), HasSubstr("table")));
+}
+
+TEST(LinearModules, WhatAnAdapterMayTarget) {
+  EXPECT_THAT(LinearModules(ParseDecoderConfig(OptConfig()).value()),
+              ElementsAre("model.decoder.layers.0.self_attn.q_proj",
+                          "model.decoder.layers.0.self_attn.k_proj",
+                          "model.decoder.layers.0.self_attn.v_proj",
+                          "model.decoder.layers.0.self_attn.out_proj", "model.decoder.layers.0.fc1",
+                          "model.decoder.layers.0.fc2"));
+  EXPECT_THAT(LinearModules(ParseDecoderConfig(With("llama", {{"num_hidden_layers", 1}})).value()),
+              ElementsAre("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj",
+                          "model.layers.0.self_attn.v_proj", "model.layers.0.self_attn.o_proj",
+                          "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj",
+                          "model.layers.0.mlp.down_proj"));
 }
 
 TEST(CheckRunLength, PositionsAndWindows) {

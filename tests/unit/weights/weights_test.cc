@@ -222,6 +222,34 @@ TEST_F(WeightsTest, TiedHeads) {
   EXPECT_THROW(Load()->at("lm_head.weight"), std::out_of_range);
 }
 
+// Meta's OPT on the hub: names without `model.`, a version number among them, and a tied head.
+TEST_F(WeightsTest, FilesSavedWithoutTheHead) {
+  config_ = ParseDecoderConfig({{"architectures", {"OPTForCausalLM"}},
+                                {"hidden_size", 8},
+                                {"num_hidden_layers", 2},
+                                {"num_attention_heads", 2},
+                                {"ffn_dim", 12},
+                                {"vocab_size", 10}})
+                .value();
+  const ModelWeights made = RandomWeights(config_, 3, at::kFloat, at::kCPU);
+  ModelWeights::Map stripped = {{"decoder.version", at::zeros({1})}};
+  for (const auto& [name, tensor] : made.tensors()) {
+    stripped[name.substr(std::string("model.").size())] = tensor;
+  }
+  Write(stripped);
+  const auto loaded = Load();
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_THAT(loaded->warnings(), IsEmpty());
+  ASSERT_EQ(loaded->tensors().size(), made.tensors().size());
+  for (const auto& [name, tensor] : made.tensors()) {
+    EXPECT_TRUE(at::equal(loaded->at(name), tensor)) << name;
+  }
+  // Positions too are drawn; norms start as the identity.
+  EXPECT_GT(made.at("model.decoder.embed_positions.weight").abs().max().item<double>(), 0.0);
+  EXPECT_TRUE(at::equal(made.at("model.decoder.layers.1.final_layer_norm.weight"), at::ones({8})));
+  EXPECT_TRUE(at::equal(made.at("model.decoder.final_layer_norm.bias"), at::zeros({8})));
+}
+
 TEST_F(WeightsTest, NoPickles) {
   EXPECT_EQ(Load().status().code(), absl::StatusCode::kNotFound);
   std::ofstream(dir_ / "pytorch_model.bin") << "cpickle";

@@ -24,9 +24,6 @@
 namespace lemo::train {
 namespace {
 
-constexpr char kEmbedding[] = "model.embed_tokens.weight";
-constexpr char kHead[] = "lm_head.weight";
-
 using File = std::shared_ptr<const SafetensorsFile>;
 
 // A tensor where it lies.
@@ -48,7 +45,13 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 // Old checkpoints store what is computed from the config.
 bool IsHarmless(const std::string& name) {
-  return absl::EndsWith(name, ".rotary_emb.inv_freq") || absl::EndsWith(name, ".attn.masked_bias");
+  return absl::EndsWith(name, ".rotary_emb.inv_freq") ||
+         absl::EndsWith(name, ".attn.masked_bias") || absl::EndsWith(name, "decoder.version");
+}
+
+// Files that were saved without the head lack the `model.` of every name: Meta's OPT on the hub.
+std::string FullName(const std::string& name) {
+  return absl::StartsWith(name, "decoder.") ? "model." + name : name;
 }
 
 // The tensors of all files. A tensor counts where the index says it is.
@@ -61,7 +64,7 @@ absl::StatusOr<std::map<std::string, Source>> OpenFiles(const std::filesystem::p
     for (const auto& [tensor, view] : file->tensors()) {
       const auto mapped = found.file_of_tensor.find(tensor);
       if (mapped != found.file_of_tensor.end() && mapped->second != name) continue;
-      sources[tensor] = {file, &view};
+      sources[FullName(tensor)] = {file, &view};
     }
   }
   return sources;
@@ -168,15 +171,17 @@ absl::StatusOr<std::map<std::string, Source>> FindTensors(const std::filesystem:
   LEMO_ASSIGN_OR_RETURN(const WeightFiles found, FindWeightFiles(model_dir));
   LEMO_ASSIGN_OR_RETURN(auto sources, OpenFiles(model_dir, found));
   const std::vector<TensorSpec> expected = ExpectedTensors(config);
+  const std::string head_name = absl::StrCat(NamesOf(config).head, ".weight");
+  const std::string embedding_name = absl::StrCat(NamesOf(config).embedding, ".weight");
 
   std::map<std::string, Source> rest = sources;
   for (const TensorSpec& spec : expected) rest.erase(spec.name);
-  if (const auto head = rest.find(kHead); head != rest.end() && config.tied_embeddings) {
-    const auto embedding = sources.find(kEmbedding);
+  if (const auto head = rest.find(head_name); head != rest.end() && config.tied_embeddings) {
+    const auto embedding = sources.find(embedding_name);
     if (embedding != sources.end() && !SameBytes(head->second, embedding->second)) {
-      warnings->push_back(absl::StrCat(
-          "lm_head.weight differs from model.embed_tokens.weight, but config.json ties them "
-          "(tie_word_embeddings): the head is ignored"));
+      warnings->push_back(
+          absl::StrCat(head_name, " differs from ", embedding_name,
+                       ", but config.json ties them (tie_word_embeddings): the head is ignored"));
     }
     rest.erase(head);
   }

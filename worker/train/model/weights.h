@@ -58,6 +58,7 @@ class ModelWeights {
 // Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names (files of that
 // very directory). Tensors of type F32, BF16 or F16 become `type` on `device`; those that have the
 // type already are not copied on the CPU. Converting takes one tensor's memory on top.
+// A name that begins with `decoder.`, from a file saved without the head, gets its `model.` back.
 // InvalidArgument, with all of them and what was expected and found, for absent, misshapen or
 // mistyped tensors and absent shards; NotFound for a directory without safetensors, and the message
 // says so where it holds pickles.

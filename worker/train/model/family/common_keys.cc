@@ -10,14 +10,7 @@
 namespace lemo::train {
 namespace {
 
-// Far above every model there is, and low enough that no product of two or three overflows.
-constexpr int64_t kHiddenMax = 1 << 20;
-constexpr int64_t kLayersMax = 10'000;
-constexpr int64_t kHeadsMax = 1 << 16;
 constexpr int64_t kHeadDimMax = 1 << 14;
-constexpr int64_t kIntermediateMax = 1 << 24;
-constexpr int64_t kVocabularyMax = 1 << 28;
-constexpr int64_t kPositionsMax = (int64_t{1} << 31) - 1;
 constexpr double kNumberMax = 1e15;
 
 // transformers <5 has rope_theta and rope_scaling at the top; 5.x has all of it in rope_parameters.
@@ -155,16 +148,7 @@ DecoderConfig ReadCommonKeys(const ConfigReader& reader, const FamilyDefaults& d
     reader.Fault("head_dim", "must not be null in this family");
   }
   config.head_dim = reader.Count("head_dim", defaults.head_dim.value_or(0), kHeadDimMax);
-  if (config.head_dim == 0 && config.heads > 0 && config.hidden > 0) {
-    if (config.hidden % config.heads != 0) {
-      reader.Fault(
-          "hidden_size",
-          absl::StrCat("must be a multiple of num_attention_heads where head_dim is not given, "
-                       "found ",
-                       config.hidden, " and ", config.heads));
-    }
-    config.head_dim = config.hidden / config.heads;
-  }
+  if (config.head_dim == 0) DivideHidden(reader, &config);
   if (config.head_dim % 2 != 0) {
     reader.Fault("head_dim", absl::StrCat("must be even for rope, found ", config.head_dim));
   }
@@ -175,6 +159,24 @@ DecoderConfig ReadCommonKeys(const ConfigReader& reader, const FamilyDefaults& d
     reader.Fault("hidden_act",
                  absl::StrCat("\"", act.substr(0, 80), "\" is not supported; known: silu"));
   }
+  ReadTypeAndRefusals(reader, &config);
+  config.sliding_window.assign(static_cast<size_t>(config.layers), 0);
+  return config;
+}
+
+void DivideHidden(const ConfigReader& reader, DecoderConfig* config) {
+  if (config->heads == 0 || config->hidden == 0) return;
+  if (config->hidden % config->heads != 0) {
+    reader.Fault(
+        "hidden_size",
+        absl::StrCat("must be a multiple of num_attention_heads where head_dim is not given, "
+                     "found ",
+                     config->hidden, " and ", config->heads));
+  }
+  config->head_dim = config->hidden / config->heads;
+}
+
+void ReadTypeAndRefusals(const ConfigReader& reader, DecoderConfig* config) {
   if (reader.Number("attention_dropout", 0.0, 0.0, 1.0) != 0.0) {
     reader.Fault("attention_dropout", "only 0 is supported");
   }
@@ -186,9 +188,7 @@ DecoderConfig ReadCommonKeys(const ConfigReader& reader, const FamilyDefaults& d
   const char* type_key =
       reader.Find("dtype") != nullptr && !reader.IsNull("dtype") ? "dtype" : "torch_dtype";
   const std::string type = reader.String(type_key, "float32");
-  config.weights_type = std::string(absl::StripPrefix(type, "torch."));
-  config.sliding_window.assign(static_cast<size_t>(config.layers), 0);
-  return config;
+  config->weights_type = std::string(absl::StripPrefix(type, "torch."));
 }
 
 void ReadLayerWindows(const ConfigReader& reader, DecoderConfig* config) {

@@ -30,6 +30,10 @@ struct RopeConfig {
 };
 
 struct DecoderConfig {
+  enum class Norm { kRms, kLayer };        // RMSNorm; LayerNorm, which has a bias
+  enum class Mlp { kSwiGlu, kRelu };       // silu(gate) * up; max(0, up), without a gate
+  enum class Positions { kRope, kTable };  // q and k are rotated; a learned row joins the embedding
+
   std::string family;        // registry key, `llama`
   std::string architecture;  // `LlamaForCausalLM`
   int64_t hidden = 0;
@@ -40,11 +44,21 @@ struct DecoderConfig {
   int64_t intermediate = 0;
   int64_t vocabulary = 0;
   int64_t max_positions = 0;
-  double rms_norm_eps = 1e-6;
+  // Width of the rows of embedding and head; 0 for `hidden`. Otherwise one matrix leads from the
+  // embedding to the stream and one from the stream to the head.
+  int64_t embedding_width = 0;
+  Norm norm = Norm::kRms;
+  double rms_norm_eps = 1e-6;  // of either norm
+  // Norms follow the residual additions, x = norm(x + f(x)), and do not precede the sub-blocks.
+  bool post_norm = false;
+  bool final_norm = true;  // a norm between the last layer and the head
+  Mlp mlp = Mlp::kSwiGlu;
+  Positions positions = Positions::kRope;
+  int64_t position_offset = 0;  // kTable: the row of position 0
   RopeConfig rope;
   bool qkv_bias = false;  // q_proj, k_proj, v_proj
   bool o_bias = false;    // o_proj
-  bool mlp_bias = false;  // gate_proj, up_proj, down_proj
+  bool mlp_bias = false;  // all projections of the MLP
   bool qk_norm = false;   // RMSNorm over head_dim on q and k, before rope
   bool tied_embeddings = false;
   // Attention sees at most this many positions back in these layers; 0 for no window. One entry a
@@ -52,6 +66,9 @@ struct DecoderConfig {
   std::vector<int64_t> sliding_window;
   std::string weights_type = "float32";  // config's dtype, informative
   double initializer_range = 0.02;
+
+  bool projected_embedding() const { return embedding_width > 0 && embedding_width != hidden; }
+  int64_t EmbeddingWidth() const { return embedding_width > 0 ? embedding_width : hidden; }
 };
 
 }  // namespace lemo::train

@@ -17,13 +17,14 @@ namespace lemo::train {
 // the lists, but a static library drops the object files that nothing names.
 ModelFamily LlamaFamily();
 ModelFamily MistralFamily();
+ModelFamily OptFamily();
 ModelFamily Qwen2Family();
 ModelFamily Qwen3Family();
 
 const std::vector<ModelFamily>& ModelFamilies() {
   static const auto* const kFamilies = [] {
-    auto* families =
-        new std::vector<ModelFamily>{LlamaFamily(), MistralFamily(), Qwen2Family(), Qwen3Family()};
+    auto* families = new std::vector<ModelFamily>{LlamaFamily(), MistralFamily(), OptFamily(),
+                                                  Qwen2Family(), Qwen3Family()};
     std::sort(families->begin(), families->end(),
               [](const ModelFamily& a, const ModelFamily& b) { return a.name < b.name; });
     return families;
@@ -126,7 +127,25 @@ absl::StatusOr<DecoderConfig> LoadDecoderConfig(const std::filesystem::path& mod
   return config;
 }
 
+const ModuleNames& NamesOf(const DecoderConfig& config) {
+  static const ModuleNames kLlama;
+  static const ModuleNames kOpt{.embedding = "model.decoder.embed_tokens",
+                                .positions = "model.decoder.embed_positions",
+                                .project_in = "model.decoder.project_in",
+                                .project_out = "model.decoder.project_out",
+                                .layers = "model.decoder.layers.",
+                                .attention_norm = "self_attn_layer_norm",
+                                .o = "self_attn.out_proj",
+                                .mlp_norm = "final_layer_norm",
+                                .gate = "",
+                                .up = "fc1",
+                                .down = "fc2",
+                                .final_norm = "model.decoder.final_layer_norm"};
+  return config.family == "opt" ? kOpt : kLlama;
+}
+
 std::vector<TensorSpec> ExpectedTensors(const DecoderConfig& config) {
+  const ModuleNames& names = NamesOf(config);
   const int64_t query = config.heads * config.head_dim;
   const int64_t key = config.kv_heads * config.head_dim;
   std::vector<TensorSpec> tensors;
@@ -134,29 +153,58 @@ std::vector<TensorSpec> ExpectedTensors(const DecoderConfig& config) {
     tensors.push_back({name + ".weight", {out, in}});
     if (bias) tensors.push_back({name + ".bias", {out}});
   };
-  tensors.push_back({"model.embed_tokens.weight", {config.vocabulary, config.hidden}});
-  for (int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    const std::string attention = prefix + "self_attn.";
-    tensors.push_back({prefix + "input_layernorm.weight", {config.hidden}});
-    linear(attention + "q_proj", query, config.hidden, config.qkv_bias);
-    linear(attention + "k_proj", key, config.hidden, config.qkv_bias);
-    linear(attention + "v_proj", key, config.hidden, config.qkv_bias);
-    if (config.qk_norm) {
-      tensors.push_back({attention + "q_norm.weight", {config.head_dim}});
-      tensors.push_back({attention + "k_norm.weight", {config.head_dim}});
+  const auto norm = [&](const std::string& name) {
+    tensors.push_back({name + ".weight", {config.hidden}});
+    if (config.norm == DecoderConfig::Norm::kLayer) {
+      tensors.push_back({name + ".bias", {config.hidden}});
     }
-    linear(attention + "o_proj", config.hidden, query, config.o_bias);
-    tensors.push_back({prefix + "post_attention_layernorm.weight", {config.hidden}});
-    linear(prefix + "mlp.gate_proj", config.intermediate, config.hidden, config.mlp_bias);
-    linear(prefix + "mlp.up_proj", config.intermediate, config.hidden, config.mlp_bias);
-    linear(prefix + "mlp.down_proj", config.hidden, config.intermediate, config.mlp_bias);
+  };
+  linear(names.embedding, config.vocabulary, config.EmbeddingWidth(), false);
+  if (config.projected_embedding()) {
+    linear(names.project_in, config.hidden, config.embedding_width, false);
   }
-  tensors.push_back({"model.norm.weight", {config.hidden}});
+  if (config.positions == DecoderConfig::Positions::kTable) {
+    linear(names.positions, config.max_positions + config.position_offset, config.hidden, false);
+  }
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    const std::string prefix = absl::StrCat(names.layers, layer, ".");
+    if (!config.post_norm) norm(prefix + names.attention_norm);
+    linear(prefix + names.q, query, config.hidden, config.qkv_bias);
+    linear(prefix + names.k, key, config.hidden, config.qkv_bias);
+    linear(prefix + names.v, key, config.hidden, config.qkv_bias);
+    if (config.qk_norm) {
+      tensors.push_back({absl::StrCat(prefix, names.q_norm, ".weight"), {config.head_dim}});
+      tensors.push_back({absl::StrCat(prefix, names.k_norm, ".weight"), {config.head_dim}});
+    }
+    linear(prefix + names.o, config.hidden, query, config.o_bias);
+    norm(prefix + (config.post_norm ? names.attention_norm : names.mlp_norm));
+    if (config.mlp == DecoderConfig::Mlp::kSwiGlu) {
+      linear(prefix + names.gate, config.intermediate, config.hidden, config.mlp_bias);
+    }
+    linear(prefix + names.up, config.intermediate, config.hidden, config.mlp_bias);
+    linear(prefix + names.down, config.hidden, config.intermediate, config.mlp_bias);
+    if (config.post_norm) norm(prefix + names.mlp_norm);
+  }
+  if (config.final_norm) norm(names.final_norm);
+  if (config.projected_embedding()) {
+    linear(names.project_out, config.embedding_width, config.hidden, false);
+  }
   if (!config.tied_embeddings) {
-    tensors.push_back({"lm_head.weight", {config.vocabulary, config.hidden}});
+    linear(names.head, config.vocabulary, config.EmbeddingWidth(), false);
   }
   return tensors;
+}
+
+std::vector<std::string> LinearModules(const DecoderConfig& config) {
+  const ModuleNames& names = NamesOf(config);
+  std::vector<std::string> modules;
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    for (const char* name :
+         {names.q, names.k, names.v, names.o, names.gate, names.up, names.down}) {
+      if (*name != '\0') modules.push_back(absl::StrCat(names.layers, layer, ".", name));
+    }
+  }
+  return modules;
 }
 
 }  // namespace lemo::train

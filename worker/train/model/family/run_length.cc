@@ -39,8 +39,11 @@ absl::Status CheckRunLength(const DecoderConfig& config, int64_t max_length) {
     violations.Add("max_length", absl::StrCat("must be at least 1, found ", max_length));
   }
   if (const int64_t limit = MaxPositions(config); max_length > limit) {
-    violations.Add("max_length", absl::StrCat(max_length, " is above the model's limit of ", limit,
-                                              " positions"));
+    violations.Add("max_length",
+                   absl::StrCat(max_length, " is above the model's limit of ", limit, " positions",
+                                config.positions == DecoderConfig::Positions::kTable
+                                    ? ": its learned table has no more rows"
+                                    : ""));
   }
   for (size_t layer = 0; layer < config.sliding_window.size(); ++layer) {
     const int64_t window = config.sliding_window[layer];
