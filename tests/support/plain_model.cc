@@ -118,11 +118,16 @@ at::Tensor PlainLogits(const DecoderConfig& config, const Parameters& parameters
   return at::matmul(x, head.t());
 }
 
+at::Tensor PlainLabels(const MicroBatch& batch, const PlainOptions& options) {
+  const at::Tensor labels = at::tensor(at::ArrayRef<int32_t>(batch.labels), at::kLong);
+  if (!options.loss_rows.defined()) return labels;
+  return labels.masked_fill(options.loss_rows.logical_not(), kIgnoreLabel);
+}
+
 at::Tensor PlainLoss(const DecoderConfig& config, const Parameters& parameters,
                      const MicroBatch& batch, const PlainOptions& options) {
-  const at::Tensor labels = at::tensor(at::ArrayRef<int32_t>(batch.labels), at::kLong);
-  return at::nll_loss(at::log_softmax(PlainLogits(config, parameters, batch, options), -1), labels,
-                      {}, at::Reduction::Sum, kIgnoreLabel);
+  return at::nll_loss(at::log_softmax(PlainLogits(config, parameters, batch, options), -1),
+                      PlainLabels(batch, options), {}, at::Reduction::Sum, kIgnoreLabel);
 }
 
 }  // namespace lemo::train::testing

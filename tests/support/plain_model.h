@@ -23,6 +23,9 @@ struct PlainOptions {
   // equivalent of lemo-spec section 2: eliminated keys masked, sub-block output of eliminated rows
   // zero.
   std::vector<at::Tensor> attention_rows, mlp_rows;
+  // Rows that carry loss (bool [rows]); undefined for all. A row that left the stream is one that
+  // no later sub-block computes; one that left for good, or never went in, carries no loss either.
+  at::Tensor loss_rows;
 };
 
 // Hidden rows after the last layer, before the final norm.
@@ -31,6 +34,9 @@ at::Tensor PlainHidden(const DecoderConfig& config, const Parameters& parameters
 
 at::Tensor PlainLogits(const DecoderConfig& config, const Parameters& parameters,
                        const MicroBatch& batch, const PlainOptions& options);
+
+// int64 [rows]: labels of the rows that carry loss, else -100.
+at::Tensor PlainLabels(const MicroBatch& batch, const PlainOptions& options);
 
 // Sum of the cross-entropies of the labelled rows.
 at::Tensor PlainLoss(const DecoderConfig& config, const Parameters& parameters,

@@ -109,15 +109,14 @@ struct Engine {
     return Tape(decoder, trainables,
                 {.policies = std::vector<StoragePolicy>(config.layers, *ParseStoragePolicy(policy)),
                  .mlp_tile_rows = 7},
-                rows);
+                RowBounds::Dense(config.layers, rows));
   }
 
   at::Tensor Logits(const MicroBatch& batch) {
     const DeviceBatch device = ToDevice(batch, decoder);
     Tape tape = MakeTape("input", batch.rows());
     CrossEntropyObjective objective(decoder, trainables, /*segment_rows=*/0);
-    return objective.Logits(
-        tape.Forward(device.tokens, RowPlan::Dense(config, device.rows), {}, false));
+    return objective.Logits(tape.Forward(device.tokens, device.space, nullptr, {}, false));
   }
 
   // Leaves the gradients of the mean loss in the trainables. Segments and tiles that do not divide
@@ -127,8 +126,7 @@ struct Engine {
     const DeviceBatch device = ToDevice(batch, decoder);
     Tape tape = MakeTape(policy, batch.rows());
     CrossEntropyObjective objective(decoder, trainables, /*segment_rows=*/5);
-    const at::Tensor stream =
-        tape.Forward(device.tokens, RowPlan::Dense(config, device.rows), {}, true);
+    const at::Tensor stream = tape.Forward(device.tokens, device.space, nullptr, {}, true);
     const auto labelled = device.labels.ne(kIgnoreLabel).sum().item<int64_t>();
     const LossSums sums =
         objective.LossAndGradient(stream, device.labels, 1.0 / static_cast<double>(labelled));

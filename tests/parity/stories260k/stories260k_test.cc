@@ -121,7 +121,7 @@ class Runner {
     options.policies = *PoliciesOf(spec.memory(), engine_->decoder().config.layers);
     options.mlp_tile_rows = spec.memory().mlp_tile_rows();
     tape_ = std::make_unique<Tape>(engine_->decoder(), engine_->trainables(), std::move(options),
-                                   kMaxRows);
+                                   RowBounds::Dense(engine_->decoder().config.layers, kMaxRows));
     objective_ = std::make_unique<CrossEntropyObjective>(engine_->decoder(), engine_->trainables(),
                                                          spec.memory().loss_segment_rows());
   }
@@ -129,7 +129,9 @@ class Runner {
   Trainables& trainables() { return engine_->trainables(); }
 
   absl::StatusOr<StepResult> Step(const Batch& batch, int64_t step, double learning_rate) {
-    if (tape_ == nullptr) return engine_->Step(batch, step, learning_rate);
+    if (tape_ == nullptr) {
+      return engine_->Step(batch, {.step = step, .learning_rate = learning_rate});
+    }
     ZeroGradients(trainables());
     LossSums sums;
     for (const MicroBatch& micro_batch : batch.micro_batches) {
@@ -142,7 +144,7 @@ class Runner {
     // torch.nn.utils.clip_grad_norm_'s formula; without its 1e-6 the curve differs from 1e-8 on.
     const double clip = max_grad_norm_ > 0 ? std::min(1.0, max_grad_norm_ / (norm + 1e-6)) : 1.0;
     engine_->optimizer().Step(learning_rate, clip);
-    return StepResult{sums.loss / static_cast<double>(sums.labelled), norm};
+    return StepResult{.loss = sums.Mean(), .grad_norm = norm};
   }
 
   // The mean loss of all labelled rows.
@@ -172,11 +174,10 @@ class Runner {
   // The stream and the labels.
   std::pair<at::Tensor, at::Tensor> Forward(const MicroBatch& batch, bool for_backward) {
     const DeviceBatch device = ToDevice(batch, engine_->decoder());
-    const DecoderConfig& config = engine_->decoder().config;
-    auto rows = std::make_shared<RowSet>(*device.rows);
-    rows->rope = ExactAngles(batch.positions, config);
-    return {tape_->Forward(device.tokens, RowPlan::Dense(config, rows), {}, for_backward),
-            device.labels};
+    const RopeTables exact = ExactAngles(batch.positions, engine_->decoder().config);
+    device.space->all()->rope.cos.copy_(exact.cos);
+    device.space->all()->rope.sin.copy_(exact.sin);
+    return {tape_->Forward(device.tokens, device.space, nullptr, {}, for_backward), device.labels};
   }
 
   std::unique_ptr<Engine> engine_;

@@ -1,127 +1,32 @@
 // The tape against plain autograd through the same model: every storage policy, shape, tuner,
-// packed or not, dense and with row lists (acceptance tests C1, C2, C3, C4, C8, C9, C11 of
-// lemo-spec section 16.1, as far as they concern the dense engine and its row lists).
+// packed or not, all rows computed. tests/parity/sparse does the same with rows left out.
 #include <ATen/ATen.h>
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <random>
-
-#include "tests/support/plain_model.h"
-#include "tests/support/tiny_model.h"
-#include "worker/train/loop/device_batch.h"
+#include "tests/support/taped_model.h"
 #include "worker/train/model/random_tensor.h"
-#include "worker/train/objective/objective.h"
-#include "worker/train/tape/tape.h"
 
 namespace lemo::train {
 namespace {
 
+using testing::Expected;
 using testing::FullSpec;
+using testing::kStoragePolicies;
 using testing::LoraSpec;
-using testing::MoveOffZero;
-using testing::Parameters;
-using testing::PlainOptions;
+using testing::Plain;
 using testing::RandomBatch;
 using testing::RelativeError;
-using testing::TinyConfig;
+using testing::TapedModel;
+using testing::Uniform;
 
-constexpr uint64_t kSeed = 20261121;
-constexpr double kLoraScale = 2.0;  // alpha 6 over rank 3
-const std::vector<std::string> kPolicies = {
-    "all",         "mlp",         "attn_out",         "input",
-    "all+offload", "mlp+offload", "attn_out+offload", "input+offload"};
-
-std::vector<StoragePolicy> Uniform(const std::string& name, int64_t layers) {
-  return std::vector<StoragePolicy>(layers, *ParseStoragePolicy(name));
-}
-
-// A model with its tuner, ready to run.
-struct Engine {
-  Engine(const std::string& shape, at::ScalarType type, const lemo::v1::TunerSpec& spec)
-      : config(TinyConfig(shape)),
-        weights(RandomWeights(config, kSeed, type, at::kCPU)),
-        decoder(config, weights),
-        tuner(*MakeTuner(spec)),
-        trainables(*tuner->Attach(decoder, kSeed)) {
-    MoveOffZero(trainables, kSeed + 1);
-  }
-
-  // Loss sum and, in the trainables, gradients of the mean loss.
-  LossSums Run(const MicroBatch& batch, const std::vector<StoragePolicy>& policies,
-               std::optional<RowPlan> plan = std::nullopt) {
-    ZeroGradients(trainables);
-    const DeviceBatch device = ToDevice(batch, decoder);
-    Tape tape(decoder, trainables,
-              {.policies = policies,
-               .mlp_tile_rows = mlp_tile_rows,
-               .separate_mlp_rows = plan.has_value()},
-              batch.rows());
-    CrossEntropyObjective objective(decoder, trainables, /*segment_rows=*/5);
-    const at::Tensor stream =
-        tape.Forward(device.tokens, plan ? *plan : RowPlan::Dense(config, device.rows), {}, true);
-    hidden = stream.clone();
-    const int64_t labelled = device.labels.ne(kIgnoreLabel).sum().item<int64_t>();
-    const LossSums sums = objective.LossAndGradient(stream, device.labels, 1.0 / labelled);
-    tape.Backward(stream);
-    saved_bytes = tape.saved_bytes();
-    return sums;
-  }
-
-  // The loss sum alone.
-  double Loss(const MicroBatch& batch) {
-    const DeviceBatch device = ToDevice(batch, decoder);
-    Tape tape(decoder, trainables, {.policies = Uniform("input", config.layers)}, batch.rows());
-    CrossEntropyObjective objective(decoder, trainables, /*segment_rows=*/5);
-    const at::Tensor stream =
-        tape.Forward(device.tokens, RowPlan::Dense(config, device.rows), {}, false);
-    return objective.Loss(stream, device.labels).loss;
-  }
-
-  std::vector<at::Tensor> Gradients() const {
-    std::vector<at::Tensor> grads;
-    for (const Trainable& trainable : trainables) grads.push_back(trainable.grad.clone());
-    return grads;
-  }
-
-  DecoderConfig config;
-  ModelWeights weights;
-  Decoder decoder;
-  std::unique_ptr<Tuner> tuner;
-  Trainables trainables;
-  int64_t mlp_tile_rows = 7;  // divides no batch of these tests
-  at::Tensor hidden;
-  int64_t saved_bytes = 0;
-};
-
-// The same by plain autograd.
-struct Expected {
-  double loss = 0;
-  at::Tensor hidden;
-  std::vector<at::Tensor> grads;
-};
-
-Expected Plain(Engine& engine, const MicroBatch& batch, PlainOptions options) {
-  Parameters parameters = testing::PlainParameters(engine.decoder, engine.trainables);
-  options.lora_scale = kLoraScale;
-  const at::Tensor loss = PlainLoss(engine.config, parameters, batch, options);
-  const int64_t labelled = std::count_if(batch.labels.begin(), batch.labels.end(),
-                                         [](int32_t l) { return l != kIgnoreLabel; });
-  (loss / labelled).backward();
-  Expected expected{
-      loss.item<double>(), PlainHidden(engine.config, parameters, batch, options).detach(), {}};
-  for (const Trainable& trainable : engine.trainables) {
-    expected.grads.push_back(parameters.at(trainable.name).grad());
-  }
-  return expected;
-}
+constexpr uint64_t kSeed = testing::kModelSeed;
 
 // Plain autograd through the engine's own stages: what the tape must not change. In fp32 two ways
 // to write one formula differ by more rounding than the bound allows where a gradient is a small
 // difference of large terms; fp64 compares with a model written down independently.
-Expected ThroughStages(Engine& engine, const MicroBatch& batch) {
+Expected ThroughStages(TapedModel& engine, const MicroBatch& batch) {
   const DeviceBatch device = ToDevice(batch, engine.decoder);
-  const RowSet& rows = *device.rows;
+  const RowSet& rows = *device.space->all();
   const Decoder& decoder = engine.decoder;
   const int64_t group = decoder.config.heads / decoder.config.kv_heads;
   const auto attend = [&](const Qkv& qkv) {
@@ -159,18 +64,6 @@ Expected ThroughStages(Engine& engine, const MicroBatch& batch) {
   return expected;
 }
 
-void ExpectNear(const Engine& engine, const LossSums& sums, const Expected& expected,
-                double bound) {
-  EXPECT_LE(std::abs(sums.loss - expected.loss) / expected.loss, bound);
-  EXPECT_LE(RelativeError(engine.hidden, expected.hidden), bound);
-  for (size_t i = 0; i < engine.trainables.size(); ++i) {
-    ASSERT_TRUE(expected.grads[i].defined()) << engine.trainables[i].name;
-    EXPECT_GT(expected.grads[i].norm().item<double>(), 0.0) << engine.trainables[i].name;
-    EXPECT_LE(RelativeError(engine.trainables[i].grad, expected.grads[i]), bound)
-        << engine.trainables[i].name;
-  }
-}
-
 struct Case {
   std::string shape, tuner;
   bool packed;
@@ -182,8 +75,8 @@ void PrintTo(const Case& c, std::ostream* out) {
 
 class TapeParity : public ::testing::TestWithParam<Case> {
  protected:
-  Engine Make(at::ScalarType type) const {
-    return Engine(GetParam().shape, type, GetParam().tuner == "full" ? FullSpec() : LoraSpec());
+  TapedModel Make(at::ScalarType type) const {
+    return TapedModel(GetParam().shape, type, GetParam().tuner == "full" ? FullSpec() : LoraSpec());
   }
   MicroBatch Batch(const DecoderConfig& config) const {
     return RandomBatch(
@@ -199,21 +92,21 @@ INSTANTIATE_TEST_SUITE_P(Shapes, TapeParity,
                                            Case{"qwen3", "full", true}));
 
 TEST_P(TapeParity, EqualsPlainAutogradInFloat64) {
-  Engine engine = Make(at::kDouble);
+  TapedModel engine = Make(at::kDouble);
   const MicroBatch batch = Batch(engine.config);
   const Expected expected = Plain(engine, batch, {});
-  for (const std::string& policy : kPolicies) {
+  for (const std::string& policy : kStoragePolicies) {
     SCOPED_TRACE(policy);
     ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-12);
   }
 }
 
 TEST_P(TapeParity, EqualsPlainAutogradInFloat32) {
-  Engine engine = Make(at::kFloat);
+  TapedModel engine = Make(at::kFloat);
   const MicroBatch batch = Batch(engine.config);
   const Expected expected = ThroughStages(engine, batch);
   engine.mlp_tile_rows = batch.rows();  // products of other shapes round differently
-  for (const std::string& policy : kPolicies) {
+  for (const std::string& policy : kStoragePolicies) {
     SCOPED_TRACE(policy);
     ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-6);
   }
@@ -221,10 +114,10 @@ TEST_P(TapeParity, EqualsPlainAutogradInFloat32) {
 
 TEST_P(TapeParity, PoliciesGiveBitEqualGradients) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-    Engine engine = Make(type);
+    TapedModel engine = Make(type);
     const MicroBatch batch = Batch(engine.config);
     std::vector<std::vector<StoragePolicy>> plans;
-    for (const std::string& policy : kPolicies)
+    for (const std::string& policy : kStoragePolicies)
       plans.push_back(Uniform(policy, engine.config.layers));
     plans.push_back({*ParseStoragePolicy("input"), *ParseStoragePolicy("all"),
                      *ParseStoragePolicy("attn_out+offload")});
@@ -241,18 +134,18 @@ TEST_P(TapeParity, PoliciesGiveBitEqualGradients) {
 }
 
 TEST_P(TapeParity, SavedBytesAreThoseOfThePolicy) {
-  Engine engine = Make(at::kFloat);
+  TapedModel engine = Make(at::kFloat);
   const MicroBatch batch = Batch(engine.config);
-  for (const std::string& name : kPolicies) {
+  for (const std::string& name : kStoragePolicies) {
     engine.Run(batch, Uniform(name, engine.config.layers));
-    const int64_t layer = SavedBytes(*ParseStoragePolicy(name), engine.config, batch.rows(),
-                                     sizeof(float), sizeof(float));
+    const int64_t layer = SavedBytes(*ParseStoragePolicy(name), engine.config,
+                                     {batch.rows(), batch.rows()}, sizeof(float), sizeof(float));
     EXPECT_EQ(engine.saved_bytes, layer * engine.config.layers) << name;
   }
 }
 
 TEST_P(TapeParity, PackedDocumentsEqualUnpackedOnes) {
-  Engine engine = Make(at::kDouble);
+  TapedModel engine = Make(at::kDouble);
   const auto policies = Uniform("attn_out", engine.config.layers);
   std::vector<MicroBatch> parts;
   for (const int length : {5, 17, 8})
@@ -292,7 +185,7 @@ TEST_P(TapeParity, PackedDocumentsEqualUnpackedOnes) {
 // 1e-14, so the slope of the mean over ~25 rows has 1.5 * 1e-14 / (25 h), under 1e-12; the bound of
 // 1e-6 |g| is above that for |g| > 1e-6, which is checked.
 TEST_P(TapeParity, FiniteDifferences) {
-  Engine engine = Make(at::kDouble);
+  TapedModel engine = Make(at::kDouble);
   const MicroBatch batch = Batch(engine.config);
   const LossSums at_start = engine.Run(batch, Uniform("input", engine.config.layers));
   const std::vector<at::Tensor> grads = engine.Gradients();
@@ -320,52 +213,6 @@ TEST_P(TapeParity, FiniteDifferences) {
   }
 }
 
-// Row lists: the structure that token sparsity will use.
-std::shared_ptr<RowSet> Subset(const DeviceBatch& batch, const at::Tensor& keep) {
-  const RowSet& all = *batch.rows;
-  auto rows = std::make_shared<RowSet>();
-  rows->indices = keep.nonzero().view(-1);
-  rows->count = rows->indices->size(0);
-  rows->row_ids = all.row_ids.index_select(0, *rows->indices);
-  rows->rope = {all.rope.cos.index_select(0, *rows->indices),
-                all.rope.sin.index_select(0, *rows->indices)};
-  const at::Tensor before = at::cat({at::zeros({1}, at::kLong), keep.to(at::kLong).cumsum(0)});
-  for (const int64_t start : all.segments.starts) {
-    rows->segments.starts.push_back(before[start].item<int64_t>());
-  }
-  rows->segments.longest = all.segments.longest;
-  return rows;
-}
-
-TEST_P(TapeParity, RowListsEqualTheMaskedDenseModel) {
-  Engine engine = Make(at::kDouble);
-  const MicroBatch batch = Batch(engine.config);
-  const DeviceBatch device = ToDevice(batch, engine.decoder);
-  std::mt19937_64 random(kSeed);
-  for (const bool shared : {true, false}) {
-    RowPlan plan;
-    PlainOptions options;
-    for (int64_t i = 0; i < engine.config.layers; ++i) {
-      const auto draw = [&] {
-        at::Tensor keep = at::zeros({batch.rows()}, at::kBool);
-        for (int64_t r = 0; r < batch.rows(); ++r) keep[r] = random() % 2 == 0;
-        return keep;
-      };
-      const at::Tensor attention = draw(), mlp = shared ? attention : draw();
-      options.attention_rows.push_back(attention);
-      options.mlp_rows.push_back(mlp);
-      plan.attention.push_back(Subset(device, attention));
-      plan.mlp.push_back(shared ? plan.attention.back() : Subset(device, mlp));
-    }
-    const Expected expected = Plain(engine, batch, options);
-    for (const std::string& policy : kPolicies) {
-      SCOPED_TRACE(policy);
-      ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers), plan), expected,
-                 1e-10);
-    }
-  }
-}
-
 TEST(Tape, StartsAtTheLowestTrainableTensor) {
   lemo::v1::TunerSpec spec = LoraSpec();
   for (const std::string target :
@@ -373,14 +220,15 @@ TEST(Tape, StartsAtTheLowestTrainableTensor) {
     SCOPED_TRACE(target);
     spec.mutable_lora()->clear_targets();
     spec.mutable_lora()->add_targets(target);
-    Engine engine("gqa", at::kDouble, spec);
+    TapedModel engine("gqa", at::kDouble, spec);
     const MicroBatch batch = RandomBatch(engine.config, {12, 9}, kSeed);
     const Expected expected = Plain(engine, batch, {});
-    for (const std::string& policy : kPolicies) {
+    for (const std::string& policy : kStoragePolicies) {
       SCOPED_TRACE(policy);
       ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-12);
-      EXPECT_LE(engine.saved_bytes, SavedBytes(*ParseStoragePolicy(policy), engine.config,
-                                               batch.rows(), sizeof(double), sizeof(double)));
+      EXPECT_LE(engine.saved_bytes,
+                SavedBytes(*ParseStoragePolicy(policy), engine.config, {batch.rows(), batch.rows()},
+                           sizeof(double), sizeof(double)));
     }
   }
 }
@@ -397,7 +245,8 @@ TEST(StoragePolicy, LlamaBytesAreThoseOfTheDesign) {
   for (const auto& [policy, bytes] : std::vector<std::pair<std::string, double>>{
            {"all", 94e3}, {"mlp", 37e3}, {"attn_out", 16.5e3}, {"input", 8.192e3}}) {
     const double each =
-        static_cast<double>(SavedBytes(*ParseStoragePolicy(policy), config, rows, 2, 4)) / rows;
+        static_cast<double>(SavedBytes(*ParseStoragePolicy(policy), config, {rows, rows}, 2, 4)) /
+        rows;
     EXPECT_NEAR(each, bytes, 0.03 * bytes) << policy;
   }
 }
@@ -405,10 +254,10 @@ TEST(StoragePolicy, LlamaBytesAreThoseOfTheDesign) {
 TEST(Tape, DropoutIsReplayedInBackward) {
   lemo::v1::TunerSpec spec = LoraSpec();
   spec.mutable_lora()->set_dropout(0.3);
-  Engine engine("gqa", at::kDouble, spec);
+  TapedModel engine("gqa", at::kDouble, spec);
   const MicroBatch batch = RandomBatch(engine.config, {20}, kSeed);
   std::vector<at::Tensor> first;
-  for (const std::string& policy : kPolicies) {
+  for (const std::string& policy : kStoragePolicies) {
     engine.Run(batch, Uniform(policy, engine.config.layers));
     if (first.empty()) first = engine.Gradients();
     for (size_t i = 0; i < first.size(); ++i) {

@@ -51,14 +51,13 @@ struct TunedModel {
     const DeviceBatch device = ToDevice(batch, decoder);
     Tape tape(decoder, trainables,
               {.policies = std::vector<StoragePolicy>(config.layers, StoragePolicy{})},
-              batch.rows());
+              RowBounds::Dense(config.layers, batch.rows()));
     CrossEntropyObjective objective(decoder, trainables, 0);
     AdamW optimizer(trainables, options);
     double loss = 0;
     for (int step = 0; step < steps; ++step) {
       ZeroGradients(trainables);
-      const at::Tensor stream =
-          tape.Forward(device.tokens, RowPlan::Dense(config, device.rows), {}, true);
+      const at::Tensor stream = tape.Forward(device.tokens, device.space, nullptr, {}, true);
       loss = objective.LossAndGradient(stream, device.labels, 0.05).loss;
       tape.Backward(stream);
       optimizer.Step(1e-2, 1.0);

@@ -1,0 +1,151 @@
+// A tiny model with its tuner, run through the tape and the objective, and the same by plain
+// autograd: what the tests of the tape compare.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/support/plain_model.h"
+#include "tests/support/tiny_model.h"
+#include "worker/train/loop/device_batch.h"
+#include "worker/train/objective/objective.h"
+#include "worker/train/tape/tape.h"
+
+namespace lemo::train::testing {
+
+inline constexpr uint64_t kModelSeed = 20261121;
+inline constexpr double kLoraScale = 2.0;  // alpha 6 over rank 3, as LoraSpec has them
+inline const std::vector<std::string> kStoragePolicies = {
+    "all",         "mlp",         "attn_out",         "input",
+    "all+offload", "mlp+offload", "attn_out+offload", "input+offload"};
+
+inline std::vector<StoragePolicy> Uniform(const std::string& name, int64_t layers) {
+  return std::vector<StoragePolicy>(layers, *ParseStoragePolicy(name));
+}
+
+// Which rows a pass computes.
+struct PassRows {
+  RowSource* source = nullptr;  // null: all rows
+  BlocksKept entering;          // blocks that go in at all; null: all
+  bool keep_left_rows = true;
+  at::Tensor loss_rows;  // bool [rows of the micro-batch]: rows that carry loss; undefined: all
+};
+
+struct TapedModel {
+  TapedModel(const std::string& shape, at::ScalarType type, const lemo::v1::TunerSpec& spec)
+      : TapedModel(TinyConfig(shape), type, spec) {}
+  TapedModel(const DecoderConfig& model, at::ScalarType type, const lemo::v1::TunerSpec& spec)
+      : config(model),
+        weights(RandomWeights(config, kModelSeed, type, at::kCPU)),
+        decoder(config, weights),
+        tuner(*MakeTuner(spec)),
+        trainables(*tuner->Attach(decoder, kModelSeed)) {
+    MoveOffZero(trainables, kModelSeed + 1);
+  }
+
+  // Loss sum and, in the trainables, gradients of the mean loss. The last stream and its gradient
+  // are left in `hidden` and `gradient`, the rows that they are in `order`.
+  LossSums Run(const MicroBatch& batch, const std::vector<StoragePolicy>& policies,
+               const PassRows& rows = {}) {
+    ZeroGradients(trainables);
+    return Pass(batch, policies, rows, /*for_backward=*/true);
+  }
+
+  // The loss sum alone.
+  double Loss(const MicroBatch& batch, const PassRows& rows = {}) {
+    return Pass(batch, Uniform("input", config.layers), rows, /*for_backward=*/false).loss;
+  }
+
+  std::vector<at::Tensor> Gradients() const {
+    std::vector<at::Tensor> grads;
+    for (const Trainable& trainable : trainables) grads.push_back(trainable.grad.clone());
+    return grads;
+  }
+
+  DecoderConfig config;
+  ModelWeights weights;
+  Decoder decoder;
+  std::unique_ptr<Tuner> tuner;
+  Trainables trainables;
+  int64_t mlp_tile_rows = 7;  // divides no batch of these tests
+  int64_t loss_segment_rows = 5;
+  int64_t block_rows = 64;
+  at::Tensor hidden;    // [rows, H]
+  at::Tensor gradient;  // [rows, H], of the stream of the first layer
+  at::Tensor order;     // int64 [rows]: numbers of the rows in the micro-batch
+  int64_t saved_bytes = 0;
+
+ private:
+  LossSums Pass(const MicroBatch& batch, const std::vector<StoragePolicy>& policies,
+                const PassRows& choice, bool for_backward) {
+    const DeviceBatch device = ToDevice(batch, decoder, block_rows);
+    RowBounds bounds = RowBounds::Dense(config.layers, batch.rows());
+    for (LayerRowCounts& layer : bounds.layers) layer.separate = choice.source != nullptr;
+    Tape tape(decoder, trainables, {.policies = policies, .mlp_tile_rows = mlp_tile_rows}, bounds);
+    CrossEntropyObjective objective(decoder, trainables, loss_segment_rows);
+    std::shared_ptr<const RowSpace> space = device.space;
+    at::Tensor tokens = device.tokens, labels = device.labels;
+    if (choice.loss_rows.defined()) {
+      labels = labels.masked_fill(choice.loss_rows.logical_not(), kIgnoreLabel);
+    }
+    order = at::arange(batch.rows(), at::kLong);
+    if (choice.entering) {
+      order = space->Indices(*choice.entering);
+      tokens = tokens.index_select(0, order);
+      space = space->Shrunk(*choice.entering);
+    }
+    const at::Tensor stream = tape.Forward(tokens, space, choice.source,
+                                           {.keep_left_rows = choice.keep_left_rows}, for_backward);
+    if (tape.order()) order = order.index_select(0, *tape.order());
+    labels = labels.index_select(0, order);
+    hidden = stream.clone();
+    if (!for_backward) return objective.Loss(stream, labels);
+    const int64_t labelled = labels.ne(kIgnoreLabel).sum().item<int64_t>();
+    const LossSums sums = objective.LossAndGradient(stream, labels, 1.0 / labelled);
+    tape.Backward(stream);
+    gradient = stream.clone();
+    saved_bytes = tape.saved_bytes();
+    return sums;
+  }
+};
+
+// What plain autograd gives.
+struct Expected {
+  double loss = 0;
+  at::Tensor hidden;
+  std::vector<at::Tensor> grads;
+};
+
+inline Expected Plain(TapedModel& model, const MicroBatch& batch, PlainOptions options) {
+  Parameters parameters = PlainParameters(model.decoder, model.trainables);
+  options.lora_scale = kLoraScale;
+  const at::Tensor loss = PlainLoss(model.config, parameters, batch, options);
+  const at::Tensor labels = PlainLabels(batch, options);
+  (loss / labels.ne(kIgnoreLabel).sum()).backward();
+  Expected expected{
+      loss.item<double>(), PlainHidden(model.config, parameters, batch, options).detach(), {}};
+  for (const Trainable& trainable : model.trainables) {
+    expected.grads.push_back(parameters.at(trainable.name).grad());
+  }
+  return expected;
+}
+
+inline void ExpectNear(const TapedModel& model, const LossSums& sums, const Expected& expected,
+                       double bound) {
+  EXPECT_LE(std::abs(sums.loss - expected.loss) / expected.loss, bound);
+  EXPECT_LE(RelativeError(model.hidden, expected.hidden.index_select(0, model.order)), bound);
+  for (size_t i = 0; i < model.trainables.size(); ++i) {
+    ASSERT_TRUE(expected.grads[i].defined()) << model.trainables[i].name;
+    EXPECT_GT(expected.grads[i].norm().item<double>(), 0.0) << model.trainables[i].name;
+    EXPECT_LE(RelativeError(model.trainables[i].grad, expected.grads[i]), bound)
+        << model.trainables[i].name;
+  }
+}
+
+}  // namespace lemo::train::testing
