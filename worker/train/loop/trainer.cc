@@ -37,6 +37,7 @@ using Clock = std::chrono::steady_clock;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr const char* kCheckpoints = "checkpoints";
 constexpr const char* kEvalRows = "eval-rows.safetensors";
+constexpr const char* kBlockScores = "block-scores.safetensors";
 // Steps of a run whose kept blocks are told.
 constexpr int64_t kSelectionsShown = 8;
 // Rows of a held-out document on which a published result is compared with the live model.
@@ -250,6 +251,7 @@ class Run {
       Withdraw();
       return ready;
     }
+    LEMO_RETURN_IF_ERROR(ScoreBlocks());
     LEMO_RETURN_IF_ERROR(Steps());
     return Finish();
   }
@@ -286,7 +288,7 @@ class Run {
     const std::filesystem::path dir = spec().output().dir();
     absl::StatusOr<OutputDirectory> claimed = OutputDirectory::Claim(
         dir, {.identity_json = identity,
-              .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, kEvalRows,
+              .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, kEvalRows, kBlockScores,
                                 "report.json", "report.html", "trainer_state.json"}});
     if (!claimed.ok()) return InField("output.dir", claimed.status());
     output_ = *std::move(claimed);
@@ -372,6 +374,30 @@ class Run {
     reporter_.report() = std::move(earlier);
     reporter_.Checkpoint(state_.step, checkpoint->path, 0, "resumed");
     return absl::OkStatus();
+  }
+
+  // Policy table: scores the documents that the steps to come will see. The table stays in the output
+  // directory, so that a resumed run ranks by the very same numbers on any number of threads.
+  absl::Status ScoreBlocks() {
+    TablePolicy* table = engine_->table();
+    if (table == nullptr) return absl::OkStatus();
+    const std::filesystem::path path = output_->path() / kBlockScores;
+    const absl::Status loaded = table->Load(path, output_->fingerprint());
+    if (loaded.ok()) return loaded;
+    if (!absl::IsNotFound(loaded)) {
+      reporter_.Warning(absl::StrCat("block scores are made anew: ", loaded.message()));
+    }
+    reporter_.Phase("score", absl::StrCat("blocks of the training data, by ",
+                                          spec().tokens().table_score()));
+    BatchStream ahead = *stream_;
+    for (int64_t step = state_.step;
+         step < total_steps_ && table->documents() < inputs_.train->rows(); ++step) {
+      for (const MicroBatch& micro_batch : ahead.Next().micro_batches) {
+        if (StopSignal() != 0) return Interrupted();
+        table->Add(micro_batch);
+      }
+    }
+    return table->Save(path, output_->fingerprint());
   }
 
   // Before a step: the report draws the blocks of some steps, and the last one is for checks.
@@ -580,8 +606,15 @@ absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violat
       const std::unique_ptr<Engine> engine,
       Engine::Create(inputs.spec, inputs.config, compute, batches.MaxMicroBatchRows()));
   reporter.Phase("evaluate");
-  const EvalResult eval =
-      engine->Evaluate([&batches] { return batches.Next(); }, {.sparse = spec.eval().sparse()});
+  const bool rows = spec.eval().write_rows();
+  const EvalResult eval = engine->Evaluate([&batches] { return batches.Next(); },
+                                           {.sparse = spec.eval().sparse(), .rows = rows});
+  if (rows) {
+    const std::filesystem::path dir = spec.output().dir();
+    std::error_code ignored;  // writing says what is wrong
+    std::filesystem::create_directories(dir, ignored);
+    LEMO_RETURN_IF_ERROR(InField("output.dir", WriteEvalRows(eval.rows, dir / kEvalRows)));
+  }
   reporter.Eval(0, eval, false);
   RunEvent event;
   lemo::v1::ResultEvent* result = event.mutable_result();
