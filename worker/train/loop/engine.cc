@@ -32,7 +32,10 @@ int64_t DropoutSeed(uint32_t seed, int64_t step, size_t micro_batch) {
 // and what a pass of all rows keeps if the run has one. Passes that keep fewer rows say so
 // themselves.
 RowBounds FirstBounds(const TokenSettings& tokens, int64_t layers, int64_t max_rows) {
-  const bool dense_steps = tokens.dense() || tokens.warmup_steps > 0 || tokens.cooldown_steps > 0;
+  // The first step of an annealing run is one of all rows.
+  const bool dense_steps =
+      tokens.warmup_steps > 0 || tokens.anneal_steps > 0 || tokens.cooldown_steps > 0 ||
+      std::all_of(tokens.keep.begin(), tokens.keep.end(), [](double keep) { return keep >= 1; });
   if (dense_steps) return RowBounds::Dense(layers, max_rows);
   return {max_rows, std::vector<LayerRowCounts>(layers)};
 }
@@ -87,7 +90,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const lemo::v1::RunSpec& 
   Violations violations;
   engine->tokens_ = MakeTokenSettings(spec.tokens(), config.layers, &violations);
   LEMO_RETURN_IF_ERROR(violations.ToStatus());
-  if (!engine->tokens_.dense()) {
+  if (engine->tokens_.policy == "table") {
+    // Shares the loaded weights, which no tuner writes to.
+    auto table = std::make_unique<TablePolicy>(engine->tokens_, Decoder(config, engine->weights_),
+                                               spec.memory().loss_segment_rows());
+    engine->table_ = table.get();
+    engine->policy_ = std::move(table);
+  } else if (!engine->tokens_.dense()) {
     LEMO_ASSIGN_OR_RETURN(engine->policy_, MakeTokenPolicy(engine->tokens_, engine->decoder_));
   }
   engine->tape_ = std::make_unique<Tape>(engine->decoder_, engine->trainables_, std::move(options),
@@ -112,6 +121,7 @@ TokenPlan Engine::MakePlan(const DeviceBatch& device, const MicroBatch& batch,
                     .labelled = std::move(labelled),
                     .document_rows = batch.document_rows,
                     .tokens = device.tokens,
+                    .labels = device.labels,
                     .draw = draw});
 }
 

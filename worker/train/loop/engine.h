@@ -20,6 +20,7 @@
 #include "worker/train/optim/adamw.h"
 #include "worker/train/tape/tape.h"
 #include "worker/train/tokens/policy/plan.h"
+#include "worker/train/tokens/policy/table.h"
 #include "worker/train/tuner/tuner.h"
 
 namespace lemo::train {
@@ -81,6 +82,8 @@ class Engine {
   Trainables& trainables() { return trainables_; }
   AdamW& optimizer() { return *optimizer_; }
   const Tape& tape() const { return *tape_; }
+  // Null unless the run's policy is `table`. The scores do not change with training.
+  TablePolicy* table() { return table_; }
   int64_t parameters() const;
 
  private:
@@ -106,6 +109,7 @@ class Engine {
   Trainables trainables_;
   std::unique_ptr<Tape> tape_;
   std::unique_ptr<TokenPolicy> policy_;  // null in a dense run
+  TablePolicy* table_ = nullptr;         // policy_, where it is one
   std::unique_ptr<CrossEntropyObjective> objective_;
   std::unique_ptr<AdamW> optimizer_;
 };

@@ -288,8 +288,8 @@ class Run {
     const std::filesystem::path dir = spec().output().dir();
     absl::StatusOr<OutputDirectory> claimed = OutputDirectory::Claim(
         dir, {.identity_json = identity,
-              .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, kEvalRows, kBlockScores,
-                                "report.json", "report.html", "trainer_state.json"}});
+              .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, kEvalRows,
+                                kBlockScores, "report.json", "report.html", "trainer_state.json"}});
     if (!claimed.ok()) return InField("output.dir", claimed.status());
     output_ = *std::move(claimed);
     if (!output_->locked()) {
@@ -376,8 +376,9 @@ class Run {
     return absl::OkStatus();
   }
 
-  // Policy table: scores the documents that the steps to come will see. The table stays in the output
-  // directory, so that a resumed run ranks by the very same numbers on any number of threads.
+  // Policy table: scores the documents that the steps to come will see. The table stays in the
+  // output directory, so that a resumed run ranks by the very same numbers on any number of
+  // threads.
   absl::Status ScoreBlocks() {
     TablePolicy* table = engine_->table();
     if (table == nullptr) return absl::OkStatus();
@@ -387,8 +388,8 @@ class Run {
     if (!absl::IsNotFound(loaded)) {
       reporter_.Warning(absl::StrCat("block scores are made anew: ", loaded.message()));
     }
-    reporter_.Phase("score", absl::StrCat("blocks of the training data, by ",
-                                          spec().tokens().table_score()));
+    reporter_.Phase(
+        "score", absl::StrCat("blocks of the training data, by ", spec().tokens().table_score()));
     BatchStream ahead = *stream_;
     for (int64_t step = state_.step;
          step < total_steps_ && table->documents() < inputs_.train->rows(); ++step) {

@@ -206,6 +206,12 @@ void ValidateTokens(const TokensSpec& spec, Violations* violations) {
   }
   if (spec.has_table_score() && spec.policy() != "table")
     fault("table_score", "is for policy table");
+  if (spec.policy() == "table" && spec.mlp() == "own") {
+    fault(
+        "mlp",
+        "policy table has one score a block, so the MLP can have no rows of its own; use shared or "
+        "off");
+  }
   if (spec.mode() == "threshold") {
     if (spec.threshold_size() == 0) fault("threshold", "required with mode threshold");
     if (stack || nested) fault("mode", "threshold is for scopes layer and group");

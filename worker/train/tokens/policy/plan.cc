@@ -17,12 +17,16 @@ TokenPlan::TokenPlan(const TokenSettings& settings, TokenPolicy& policy, const D
     : settings_(settings),
       policy_(policy),
       decoder_(decoder),
+      whole_(space),
       batch_(std::move(batch)),
       layout_(space.blocks()),
       block_ids_(layout_.blocks()),
       attention_masks_(batch_.keep.size()),
       mlp_masks_(batch_.keep.size()) {
   std::iota(block_ids_.begin(), block_ids_.end(), 0);
+  for (size_t i = 0; i + 1 < layout_.documents.size(); ++i) {
+    whole_blocks_.push_back(layout_.documents[i + 1] - layout_.documents[i]);
+  }
   if (settings_.keep_labels) always_ = LabelBlocks(layout_, batch_.labelled);
 }
 
@@ -44,8 +48,10 @@ BlocksKept TokenPlan::Choose(const RowSpace& space, const at::Tensor& stream, in
        .sub_block = sub_block,
        .draw = MixKeys(batch_.draw, static_cast<uint64_t>(layer), static_cast<uint64_t>(sub_block)),
        .block_ids = block_ids_,
-       .document_rows = batch_.document_rows});
-  BlockChoice choice = SelectBlocks(scores, space.blocks(), always_, options);
+       .document_rows = batch_.document_rows,
+       .whole = &whole_,
+       .labels = batch_.labels});
+  BlockChoice choice = SelectBlocks(scores, space.blocks(), always_, options, whole_blocks_);
   bad_blocks_ += choice.bad_blocks;
   seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   // A choice of everything is no choice: the dense path needs no row lists.
@@ -80,7 +86,7 @@ BlocksKept TokenPlan::Stay(int64_t layer, const RowSpace& space, const at::Tenso
   const double keep = batch_.keep[layer];
   if (settings_.scope != Scope::kNested || keep >= share_) return nullptr;
   BlocksKept kept = Choose(space, stream, layer, static_cast<int64_t>(batch_.keep.size()),
-                           ScoreRequest::SubBlock::kAttention, keep / share_);
+                           ScoreRequest::SubBlock::kAttention, keep);
   share_ = keep;
   if (kept) KeepInStream(*kept);
   return kept;

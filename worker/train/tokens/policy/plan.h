@@ -18,11 +18,12 @@ class TokenPlan final : public RowSource {
     std::vector<uint8_t> labelled;           // one entry a row of the micro-batch
     std::span<const int64_t> document_rows;  // as MicroBatch has them
     at::Tensor tokens;                       // int64 [rows]
+    at::Tensor labels;                       // int64 [rows], -100 for none
     uint64_t draw = 0;                       // differs between micro-batches and steps
   };
 
-  // `settings`, `policy`, `decoder` and the views of `batch` outlive the plan. `space` has all rows
-  // of the micro-batch.
+  // `settings`, `policy`, `decoder`, `space` and the views of `batch` outlive the plan. `space` has
+  // all rows of the micro-batch.
   TokenPlan(const TokenSettings& settings, TokenPolicy& policy, const Decoder& decoder,
             const RowSpace& space, Batch batch);
 
@@ -54,11 +55,13 @@ class TokenPlan final : public RowSource {
   const TokenSettings& settings_;
   TokenPolicy& policy_;
   const Decoder& decoder_;
+  const RowSpace& whole_;
   Batch batch_;
   const BlockLayout layout_;  // of the micro-batch
   // Of the stream as it is: the micro-batch's number of every block, and which are mandatory
   // whatever their place.
   std::vector<int32_t> block_ids_;
+  std::vector<int64_t> whole_blocks_;  // of every document; none of them ever leaves as a whole
   BlockMask always_;
   double share_ = 1;      // of the documents' blocks that are in the stream
   BlocksKept attention_;  // of the layer at hand, or of its group

@@ -10,12 +10,15 @@ namespace lemo::train {
 std::unique_ptr<TokenPolicy> MakeRandomPolicy();
 std::unique_ptr<TokenPolicy> MakeRecencyPolicy();
 std::unique_ptr<TokenPolicy> MakeNormPolicy();
+std::unique_ptr<TokenPolicy> MakeOraclePolicy(const TokenSettings& settings,
+                                              const Decoder& decoder);
 
 absl::StatusOr<std::unique_ptr<TokenPolicy>> MakeTokenPolicy(const TokenSettings& settings,
                                                              const Decoder& decoder) {
   if (settings.policy == "random") return MakeRandomPolicy();
   if (settings.policy == "recency") return MakeRecencyPolicy();
   if (settings.policy == "norm") return MakeNormPolicy();
+  if (settings.policy == "oracle") return MakeOraclePolicy(settings, decoder);
   return absl::UnimplementedError(
       absl::StrCat("tokens.policy: \"", settings.policy, "\" is not built in"));
 }

@@ -36,6 +36,9 @@ struct ScoreRequest {
   std::span<const int32_t> block_ids;
   // Rows of the training data that the documents of the micro-batch are; empty in evaluation.
   std::span<const int64_t> document_rows;
+  // All rows of the micro-batch, and their labels (int64, -100 for none).
+  const RowSpace* whole = nullptr;
+  at::Tensor labels;
 };
 
 // Not thread-safe. No gradient comes out of a policy (acceptance test C5).

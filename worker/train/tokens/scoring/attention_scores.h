@@ -3,10 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string>
 #include <vector>
 
 #include "kernels/block_scan/block_scan.h"
+#include "lemo/v1/run_spec.pb.h"
 #include "worker/train/model/decoder.h"
 #include "worker/train/tokens/blocks.h"
 #include "worker/train/tokens/row_space.h"
@@ -20,9 +20,8 @@ struct AttentionScoreOptions {
   bool rotated = false;
 };
 
-// `symmetric`, `column` or `column_mean`, as tokens.combine spells it; a mistake of the caller
-// otherwise.
-kernels::Combine CombineFromName(const std::string& name);
+// As tokens.combine and tokens.score_rope say; what is not set has its default.
+AttentionScoreOptions ScoreOptionsOf(const lemo::v1::TokensSpec& spec);
 
 // M of every document, [Nb, Nb] fp32 (fp64 for fp64), by the rows of `blocks`: q [rows, A, D],
 // k [rows, G, D]. Scores are scaled by 1 / sqrt(D).

@@ -1,0 +1,45 @@
+// Policy `oracle`: the true scores, which a predictor has to guess.
+//
+// Costly by design: the scores of one layer take its projections again and all pairs of rows, those
+// of several layers (scopes group, nested, stack) a dense forward pass through them besides. It
+// shows in studies what the best guess would be worth, and saves no time.
+#include <ATen/ATen.h>
+
+#include "worker/train/tokens/policy/policy.h"
+#include "worker/train/tokens/scoring/attention_scores.h"
+#include "worker/train/tokens/scoring/mlp_scores.h"
+
+namespace lemo::train {
+namespace {
+
+class OraclePolicy final : public TokenPolicy {
+ public:
+  OraclePolicy(const TokenSettings& settings, const Decoder& decoder)
+      : options_(ScoreOptionsOf(settings.spec)), decoder_(decoder) {}
+
+  std::vector<float> Scores(const ScoreRequest& request) override {
+    const BlockLayout& blocks = request.space.blocks();
+    const at::Tensor scores =
+        request.sub_block == ScoreRequest::SubBlock::kMlp
+            ? MlpScores(decoder_, request.layer, request.stream, blocks)
+            // With adapters as they are now, from the rows that are in the stream.
+            : MeanAttentionScores(decoder_, request.layer, request.end_layer, request.stream,
+                                  request.space, options_);
+    const at::Tensor host = scores.to(at::kCPU, at::kFloat).contiguous();
+    return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
+  }
+  bool ReadsStream() const override { return true; }
+
+ private:
+  AttentionScoreOptions options_;
+  const Decoder& decoder_;
+};
+
+}  // namespace
+
+std::unique_ptr<TokenPolicy> MakeOraclePolicy(const TokenSettings& settings,
+                                              const Decoder& decoder) {
+  return std::make_unique<OraclePolicy>(settings, decoder);
+}
+
+}  // namespace lemo::train
