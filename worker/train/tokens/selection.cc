@@ -45,7 +45,8 @@ void FillByRank(std::span<const float> scores, const SelectOptions& options, int
   std::iota(order.begin(), order.end(), 0);
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t begin = first + c * size, end = std::min(last, begin + size);
-    for (int64_t n = begin; n < end; ++n) means[c] += scores[n] / static_cast<double>(end - begin);
+    for (int64_t n = begin; n < end; ++n) means[c] += scores[n];
+    means[c] /= static_cast<double>(end - begin);  // at the end, so that equal sums are ties
     if (!std::isfinite(means[c])) means[c] = std::numeric_limits<double>::infinity();
   }
   std::stable_sort(order.begin(), order.end(),
@@ -95,24 +96,28 @@ int64_t MostRows(const BlockLayout& blocks, const BlockMask& always, const Selec
 }
 
 BlockChoice SelectBlocks(std::span<const float> scores, const BlockLayout& blocks,
-                         const BlockMask& always, const SelectOptions& options) {
+                         const BlockMask& always, const SelectOptions& options,
+                         std::span<const int64_t> whole) {
   BlockChoice choice;
   choice.kept.assign(blocks.blocks(), 0);
   choice.bad_blocks = std::count_if(scores.begin(), scores.end(),
                                     [](float score) { return !std::isfinite(score); });
   for (size_t i = 0; i + 1 < blocks.documents.size(); ++i) {
     const int64_t first = blocks.documents[i], last = blocks.documents[i + 1];
-    if (KeptWhole(last - first, options)) {
+    const int64_t size = whole.empty() ? last - first : whole[i];
+    if (KeptWhole(size, options)) {
       std::fill(choice.kept.begin() + first, choice.kept.begin() + last, 1);
       continue;
     }
     MarkMandatory(always, options, first, last, &choice.kept);
     double share = options.keep;
     if (options.use_threshold) {
-      for (int64_t n = first; n < last; ++n) choice.kept[n] |= scores[n] >= options.threshold;
+      for (int64_t n = first; n < last; ++n) {
+        choice.kept[n] |= !std::isfinite(scores[n]) || scores[n] >= options.threshold;
+      }
       share = kLeastShare;
     }
-    FillByRank(scores, options, first, last, Wanted(last - first, share), &choice.kept);
+    FillByRank(scores, options, first, last, Wanted(size, share), &choice.kept);
   }
   return choice;
 }

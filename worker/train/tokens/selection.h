@@ -46,8 +46,10 @@ struct BlockChoice {
 // ties to the lower index; a score that is not finite counts as the best there is, so that a fault
 // is computed and seen rather than skipped. `scores` and `always` have one entry a block; empty
 // `always` is none. Chunks are taken whole while they fit, the last one in part, so that the count
-// holds.
+// holds. `whole` has the blocks of every document before any left, of which shares are taken; empty
+// where none did.
 BlockChoice SelectBlocks(std::span<const float> scores, const BlockLayout& blocks,
-                         const BlockMask& always, const SelectOptions& options);
+                         const BlockMask& always, const SelectOptions& options,
+                         std::span<const int64_t> whole = {});
 
 }  // namespace lemo::train
