@@ -1,5 +1,6 @@
-"""Resident set size of a process, its peak, and the reset of the peak. Linux only."""
+"""Resident set size of a process, its peak, the reset of the peak; its CPU time. Linux only."""
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def peak_resident_bytes(pid="self"):
 def reset_peak(pid="self"):
     """From now on the peak counts from what is resident now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def cpu_seconds(pid="self"):
+    """Of all its threads, in user and kernel mode."""
+    # Behind the program's name, which is in parentheses and may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _status(pid, field):

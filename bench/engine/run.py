@@ -84,7 +84,8 @@ def run_peer(args, variant, model, data, steps):
                detail={k: answer[k] for k in ("losses", "tokens", "versions")})
 
 
-def run_lemo(args, variant, model, data, steps, length, scratch):
+def run_lemo(args, variant, model, data, steps, length, scratch, tokens=None):
+    """`tokens`: the run specification's message, for a run that drops rows."""
     out = scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
     spec = {
@@ -99,12 +100,13 @@ def run_lemo(args, variant, model, data, steps, length, scratch):
         "memory": {"policy": variant.removeprefix("lemo-")},
         "output": {"dir": str(out)},
         "device": args.device,
+        **({"tokens": tokens} if tokens else {}),
     }
     run_json = scratch / "run.json"
     run_json.write_text(json.dumps(spec, indent=1))
     command = [str(args.lemo_train), str(run_json), "--events", "json"]
     loaded = peak = 0
-    stamps, losses, tokens, result, error = [], [], set(), None, ""
+    stamps, cpu, losses, lengths, sparsity, result, error = [], [], [], set(), [], None, ""
     with (scratch / "stderr").open("w+") as stderr, \
             subprocess.Popen(command, env=environment(args), stdout=subprocess.PIPE, stderr=stderr,
                              text=True) as process:
@@ -117,8 +119,10 @@ def run_lemo(args, variant, model, data, steps, length, scratch):
                 # What publishing takes afterwards is not training's.
                 peak = memory.peak_resident_bytes(process.pid)
                 stamps.append(event["unix_seconds"])
+                cpu.append(memory.cpu_seconds(process.pid))
                 losses.append(event["loss"])
-                tokens.add(event["tokens"])
+                lengths.add(event["tokens"])
+                sparsity.append(event.get("sparsity"))
             elif event["type"] == "result":
                 result = event
             elif event["type"] == "error":
@@ -130,14 +134,18 @@ def run_lemo(args, variant, model, data, steps, length, scratch):
         return Run([], out_of_memory=complaint or "killed by the kernel")
     if code != 0 or result is None or not loaded:
         raise RuntimeError(f"{shlex.join(command)}: exit code {code}\n{complaint}")
-    if tokens != {length}:
-        raise RuntimeError(f"lemo-train's steps have {tokens} tokens, the peer's {length}")
-    between = [b - a for a, b in zip(stamps, stamps[1:])][args.warmup - 1:]
+    if lengths != {length}:
+        raise RuntimeError(f"lemo-train's steps have {lengths} tokens, the peer's {length}")
+    def between(times):
+        return [b - a for a, b in zip(times, times[1:])][args.warmup - 1:]
+
     counted = result["peak_bytes"]["total"] - result["peak_bytes"]["weights"]
     if args.device != "cpu":
         loaded = peak = 0
-    return Run(between, loaded, peak, counted,
-               detail={"losses": losses, "tokens": length, "peak_bytes": result["peak_bytes"]})
+    return Run(between(stamps), loaded, peak, counted,
+               detail={"losses": losses, "tokens": length, "peak_bytes": result["peak_bytes"],
+                       "cpu_seconds": between(cpu),
+                       **({"sparsity": sparsity[args.warmup:]} if tokens else {})})
 
 
 def check_loss(run, variant, vocabulary):
