@@ -21,8 +21,11 @@ bool LoadLibrary(const char* path) {
 
 bool AllRegistered() {
   bool all = true;
-  for (const char* name : {"rms_norm", "rms_norm_backward", "gather_rows", "scatter_add_rows_",
-                           "rope", "swiglu", "swiglu_backward", "cross_entropy_", "dropout"}) {
+  for (const char* name :
+       {"rms_norm", "rms_norm_backward", "gather_rows", "scatter_add_rows_", "rope", "swiglu",
+        "swiglu_backward", "cross_entropy_", "dropout", "gather_rms_norm", "block_scores",
+        "block_mean_max", "block_mean_max_backward", "block_informativeness",
+        "block_informativeness_backward", "select_top_blocks", "rows_of_blocks"}) {
     const auto op = c10::Dispatcher::singleton().findSchema({std::string("lemo::") + name, ""});
     if (op.has_value() && op->hasKernelForDispatchKey(c10::DispatchKey::CUDA)) continue;
     std::cerr << "lemo::" << name << " has no CUDA version\n";
