@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <utility>
 
 #include "worker/train/memory/counting_allocator.h"
 
@@ -35,6 +36,14 @@ void AdamW::Step(double learning_rate, double grad_scale) {
     trainable.master.addcdiv_(first_[i], denominator, -learning_rate / correction1);
   }
   RefreshValues(trainables_);
+}
+
+void AdamW::ReplaceMoments(size_t i, at::Tensor first, at::Tensor second) {
+  TORCH_CHECK(first.sizes() == trainables_[i].master.sizes() &&
+                  second.sizes() == trainables_[i].master.sizes(),
+              "moments of ", trainables_[i].name, " have another shape than its values");
+  first_[i] = std::move(first);
+  second_[i] = std::move(second);
 }
 
 double GlobalGradientNorm(const Trainables& trainables) {

@@ -32,6 +32,8 @@ class AdamW {
   // State for a checkpoint, in the order of the trainables; fp32 (fp64 in fp64 runs).
   const std::vector<at::Tensor>& first_moments() const { return first_; }
   const std::vector<at::Tensor>& second_moments() const { return second_; }
+  // After a trainable lost rows or columns: its moments lose the same ones, and training goes on.
+  void ReplaceMoments(size_t i, at::Tensor first, at::Tensor second);
   // After the moments and masters were overwritten from a checkpoint.
   void Restore(int64_t steps) { steps_ = steps; }
 

@@ -21,9 +21,9 @@ at::Tensor Integers(const std::vector<int32_t>& values, at::Device device) {
   return at::tensor(at::ArrayRef<int32_t>(values), at::kInt).to(device);
 }
 
-InputNorm NormOf(const Decoder& decoder, const at::Tensor& gain) {
+InputNorm NormOf(const Decoder& decoder, const at::Tensor& gain, const at::Tensor& bias) {
   if (decoder.config.post_norm) return {};
-  return {.gain = gain, .bias = {}, .eps = decoder.config.rms_norm_eps};
+  return {.gain = gain, .bias = bias, .eps = decoder.config.rms_norm_eps};
 }
 
 // 1 / deviation and mean of every row [N], in the wide type; the mean for LayerNorm alone.
@@ -125,11 +125,13 @@ at::Tensor InputNorm::Apply(const at::Tensor& x) const {
 }
 
 InputNorm AttentionNormOf(const Decoder& decoder, int64_t layer) {
-  return NormOf(decoder, decoder.layers[layer].attention_norm);
+  return NormOf(decoder, decoder.layers[layer].attention_norm,
+                decoder.layers[layer].attention_norm_bias);
 }
 
 InputNorm MlpNormOf(const Decoder& decoder, int64_t layer) {
-  return NormOf(decoder, decoder.layers[layer].mlp_norm);
+  return NormOf(decoder, decoder.layers[layer].mlp_norm,
+                decoder.layers[layer].mlp_norm_bias);
 }
 
 AttentionPredictor DrawAttentionPredictor(const PredictorShape& shape, uint64_t seed,
