@@ -123,15 +123,25 @@ class PlanProperty : public ::testing::Test {
       SCOPED_TRACE("layer " + std::to_string(i));
       EXPECT_LE(count(attention_[i]), bounds_.layers[i].attention);
       EXPECT_LE(count(mlp_[i]), bounds_.layers[i].mlp);
-      if (!shared_[i]) EXPECT_TRUE(bounds_.layers[i].separate);
+      if (!shared_[i]) {
+        EXPECT_TRUE(bounds_.layers[i].separate);
+      }
       for (size_t r = 0; r < through.size(); ++r) through[r] &= attention_[i][r] & mlp_[i][r];
-      if (settings_.mlp == MlpRows::kShared) EXPECT_TRUE(shared_[i]);
-      if (settings_.mlp == MlpRows::kAll) EXPECT_EQ(count(mlp_[i]), space_->rows());
+      if (settings_.mlp == MlpRows::kShared) {
+        EXPECT_TRUE(shared_[i]);
+      }
+      if (settings_.mlp == MlpRows::kAll) {
+        EXPECT_EQ(count(mlp_[i]), space_->rows());
+      }
       CheckCounts(attention_[i], settings_.keep[i]);
       if (settings_.mlp == MlpRows::kOwn) CheckCounts(mlp_[i], settings_.keep[i]);
       for (size_t r = 0; r < through.size() && i > 0; ++r) {
-        if (settings_.scope == Scope::kNested) EXPECT_LE(attention_[i][r], attention_[i - 1][r]);
-        if (settings_.scope == Scope::kStack) EXPECT_EQ(attention_[i][r], attention_[i - 1][r]);
+        if (settings_.scope == Scope::kNested) {
+          EXPECT_LE(attention_[i][r], attention_[i - 1][r]);
+        }
+        if (settings_.scope == Scope::kStack) {
+          EXPECT_EQ(attention_[i][r], attention_[i - 1][r]);
+        }
       }
     }
     EXPECT_EQ(plan.ThroughRows(), through);
@@ -157,7 +167,9 @@ class PlanProperty : public ::testing::Test {
     if (settings_.scope == Scope::kStack) sparse = std::min<int64_t>(sparse, 1);
     const int64_t sub_blocks = settings_.mlp == MlpRows::kOwn ? 2 : 1;
     EXPECT_LE(scorer.asked, sub_blocks * sparse);
-    if (settings_.scope == Scope::kLayer) EXPECT_EQ(scorer.asked, sub_blocks * sparse);
+    if (settings_.scope == Scope::kLayer) {
+      EXPECT_EQ(scorer.asked, sub_blocks * sparse);
+    }
   }
 
   // Of every document the share of its blocks, or the mandatory ones if they are more.
@@ -172,7 +184,9 @@ class PlanProperty : public ::testing::Test {
                           last - n <= settings_.select.local_blocks ||
                           (settings_.keep_labels && labels[n]);
         mandatory += must;
-        if (must) EXPECT_EQ(rows[layout_.starts[n]], 1) << "mandatory block " << n;
+        if (must) {
+          EXPECT_EQ(rows[layout_.starts[n]], 1) << "mandatory block " << n;
+        }
       }
       const auto share = static_cast<int64_t>(std::ceil(keep * (last - first) - 1e-9));
       const int64_t expected = last - first < kLeastBlocks || keep >= 1
@@ -231,8 +245,12 @@ TEST_F(PlanProperty, AGroupSharesOneChoice) {
       if (i > 0 && keep[i] < 1 && keep[i - 1] >= 1) start = i;
       const bool continues =
           i > start && (i - start) % group != 0 && keep[i] < 1 && keep[i - 1] < 1;
-      if (continues) EXPECT_EQ(attention_[i], attention_[i - 1]);
-      if (!continues && i > 0) EXPECT_NE(attention_[i], attention_[i - 1]);
+      if (continues) {
+        EXPECT_EQ(attention_[i], attention_[i - 1]);
+      }
+      if (!continues && i > 0) {
+        EXPECT_NE(attention_[i], attention_[i - 1]);
+      }
     }
   }
 }

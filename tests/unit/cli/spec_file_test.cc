@@ -73,13 +73,13 @@ labels:
                               "job.yaml", {"run.train.epochs=x", "run.trian.steps=1"});
   EXPECT_THAT(
       parsed.faults,
-      ElementsAre("run.trian: --set: unknown field; did you mean run.train?",
-                  "run.modle: job.yaml:2: unknown field; did you mean run.model?",
+      ElementsAre("run.modle: job.yaml:2: unknown field; did you mean run.model?",
                   "run.train.steps: job.yaml:4: expected a whole number, got the string \"forty\"",
                   "run.train.seed: job.yaml:6: duplicate key; first given on line 5",
-                  "run.train.epochs: --set: expected a number, got the string \"x\"",
                   "restart: job.yaml:7: expected an object, got 3",
-                  "labels[\"team\"]: job.yaml:9: expected a string, got 7"));
+                  "labels[\"team\"]: job.yaml:9: expected a string, got 7",
+                  "run.train.epochs: --set: expected a number, got the string \"x\"",
+                  "run.trian: --set: unknown field; did you mean run.train?"));
 }
 
 TEST(ParseJobSpec, NamesTheLineOfBrokenText) {

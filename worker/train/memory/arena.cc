@@ -7,7 +7,8 @@
 namespace lemo::train {
 
 Arena::Arena(int64_t capacity_bytes, at::Device device, bool pinned)
-    : options_(at::TensorOptions().dtype(at::kByte).device(device).pinned_memory(pinned)) {
+    : options_(at::TensorOptions().dtype(at::kByte).device(device).pinned_memory(pinned)),
+      buffer_(at::empty({0}, options_)) {
   Reserve(capacity_bytes);
 }
 

@@ -37,7 +37,8 @@ class RecencyPolicy final : public TokenPolicy {
 class NormPolicy final : public TokenPolicy {
  public:
   std::vector<float> Scores(const ScoreRequest& request) override {
-    return BlockMeans(at::linalg_vector_norm(request.stream, 2, {1}, false, at::kFloat),
+    const auto type = request.stream.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    return BlockMeans(at::linalg_vector_norm(request.stream, 2, {1}, false, type),
                       request.space.blocks());
   }
   bool ReadsStream() const override { return true; }
