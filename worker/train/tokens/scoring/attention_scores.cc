@@ -32,12 +32,15 @@ class Sum final : public ScoreVisitor {
 
 }  // namespace
 
+kernels::Combine CombineFromName(const std::string& name) {
+  if (name.empty() || name == "symmetric") return kernels::Combine::kSymmetric;
+  if (name == "column") return kernels::Combine::kColumn;
+  TORCH_CHECK(name == "column_mean", "no way to combine scores is called ", name);
+  return kernels::Combine::kColumnMean;
+}
+
 AttentionScoreOptions ScoreOptionsOf(const lemo::v1::TokensSpec& spec) {
-  AttentionScoreOptions options;
-  if (spec.combine() == "column") options.combine = kernels::Combine::kColumn;
-  if (spec.combine() == "column_mean") options.combine = kernels::Combine::kColumnMean;
-  options.rotated = spec.score_rope();
-  return options;
+  return {.combine = CombineFromName(spec.combine()), .rotated = spec.score_rope()};
 }
 
 std::vector<at::Tensor> BlockPairScores(const at::Tensor& q, const at::Tensor& k,

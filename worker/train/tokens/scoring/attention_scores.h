@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <vector>
 
 #include "kernels/block_scan/block_scan.h"
@@ -19,6 +20,9 @@ struct AttentionScoreOptions {
   // apart two rows are.
   bool rotated = false;
 };
+
+// `symmetric`, `column` or `column_mean`; "" is the first. A mistake of the caller otherwise.
+kernels::Combine CombineFromName(const std::string& name);
 
 // As tokens.combine and tokens.score_rope say; what is not set has its default.
 AttentionScoreOptions ScoreOptionsOf(const lemo::v1::TokensSpec& spec);

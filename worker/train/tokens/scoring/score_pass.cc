@@ -46,6 +46,7 @@ void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOption
   const at::NoGradGuard no_grad;
   const int64_t tile_rows =
       options.mlp_tile_rows > 0 ? options.mlp_tile_rows : (decoder.device.is_cpu() ? 1024 : 4096);
+  at::Tensor normed = stream;  // post-norm models: written by the norms
   for (int64_t i = options.first_layer; i < options.end_layer; ++i) {
     const DecoderLayer& layer = decoder.layers[i];
     {
@@ -62,6 +63,7 @@ void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOption
       qkv = {};
       Add(stream, OutputStage(layer, result.o, {}, Output::Compute()));
     }
+    if (decoder.config.post_norm) normed.copy_(AttentionPostNorm(decoder, layer, stream));
     visitor.Mlp(i, stream);
     for (int64_t first = 0; first < rows.count; first += tile_rows) {
       const at::Tensor x2 = stream.narrow(0, first, std::min(tile_rows, rows.count - first));
@@ -69,6 +71,7 @@ void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOption
       visitor.MlpTile(i, first, x2, delta);
       Add(x2, delta);
     }
+    if (decoder.config.post_norm) normed.copy_(MlpPostNorm(decoder, layer, stream));
   }
 }
 
