@@ -12,11 +12,14 @@ namespace lemo::train {
 namespace {
 
 constexpr int64_t kSegmentBytes = int64_t{512} << 20;
-constexpr int64_t kSegmentRows = 2048;
+// A CPU gains no speed from more; the logits would be the largest tensor of a step that keeps few
+// rows.
+constexpr int64_t kSegmentRows = 2048, kCpuSegmentRows = 1024;
 
-int64_t ChooseSegmentRows(int64_t wanted, int64_t vocabulary) {
+int64_t ChooseSegmentRows(int64_t wanted, int64_t vocabulary, bool cpu) {
   if (wanted > 0) return wanted;
-  return std::clamp<int64_t>(kSegmentBytes / (6 * vocabulary), 1, kSegmentRows);
+  return std::clamp<int64_t>(kSegmentBytes / (6 * vocabulary), 1,
+                             cpu ? kCpuSegmentRows : kSegmentRows);
 }
 
 // sum += a b. In place where the types allow it: the head is the largest matrix of many models.
@@ -32,7 +35,9 @@ void AddProduct(const at::Tensor& a, const at::Tensor& b, const at::Tensor& sum)
 
 CrossEntropyObjective::CrossEntropyObjective(const Decoder& decoder, Trainables& trainables,
                                              int64_t segment_rows)
-    : decoder_(decoder), segment_rows_(ChooseSegmentRows(segment_rows, decoder.config.vocabulary)) {
+    : decoder_(decoder),
+      segment_rows_(
+          ChooseSegmentRows(segment_rows, decoder.config.vocabulary, decoder.device.is_cpu())) {
   for (Trainable& trainable : trainables) {
     if (trainable.value.is_same(decoder.final_norm)) norm_ = &trainable;
     if (trainable.value.is_same(decoder.head)) head_ = &trainable;

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "worker/train/model/rope.h"
 
@@ -13,17 +14,19 @@ at::Tensor Integers(std::span<const int32_t> values, at::ScalarType type, at::De
   return at::tensor(at::ArrayRef<int32_t>(values.data(), values.size()), at::kInt).to(device, type);
 }
 
-RopeTables MakeRopeTables(const MicroBatch& batch, const DecoderConfig& config, at::ScalarType type,
-                          at::Device device) {
+RopeTables MakeRopeTables(const std::vector<int32_t>& positions,
+                          const std::vector<int32_t>& document_starts, const DecoderConfig& config,
+                          at::ScalarType type, at::Device device) {
+  if (config.positions != DecoderConfig::Positions::kRope) return {};
   const auto table_type = type == at::kDouble ? at::kDouble : at::kFloat;
   RopeTables tables;
-  tables.cos = at::empty({batch.rows(), config.head_dim / 2}, table_type);
+  tables.cos = at::empty({std::ssize(positions), config.head_dim / 2}, table_type);
   tables.sin = at::empty_like(tables.cos);
   if (table_type == at::kDouble) {
-    FillRopeTables(config.rope, config.head_dim, batch.positions, batch.document_starts,
+    FillRopeTables(config.rope, config.head_dim, positions, document_starts,
                    tables.cos.mutable_data_ptr<double>(), tables.sin.mutable_data_ptr<double>());
   } else {
-    FillRopeTables(config.rope, config.head_dim, batch.positions, batch.document_starts,
+    FillRopeTables(config.rope, config.head_dim, positions, document_starts,
                    tables.cos.mutable_data_ptr<float>(), tables.sin.mutable_data_ptr<float>());
   }
   return {tables.cos.to(device), tables.sin.to(device)};
@@ -55,25 +58,40 @@ std::shared_ptr<const RowSpace> RowSpace::Make(const MicroBatch& batch, const De
   auto all = std::make_shared<RowSet>();
   all->count = batch.rows();
   all->row_ids = at::arange(all->count, at::TensorOptions().dtype(at::kInt)).to(device);
-  all->rope = MakeRopeTables(batch, config, type, device);
   all->segments = SegmentsOf(space->blocks_, device);
   space->all_ = std::move(all);
+  space->make_rope_ = [positions = batch.positions, starts = batch.document_starts, config, type,
+                       device] { return MakeRopeTables(positions, starts, config, type, device); };
   return space;
+}
+
+const std::shared_ptr<const RowSet>& RowSpace::all() const {
+  if (make_rope_) {
+    auto all = std::make_shared<RowSet>(*all_);
+    all->rope = std::exchange(make_rope_, nullptr)();
+    all_ = std::move(all);
+  }
+  return all_;
 }
 
 at::Tensor RowSpace::Indices(const BlockMask& kept) const {
   return Integers(RowsOf(blocks_, kept), at::kLong, row_ids().device());
 }
 
-std::shared_ptr<const RowSet> RowSpace::Rows(const BlockMask& kept) const {
-  auto rows = std::make_shared<RowSet>();
-  rows->indices = Indices(kept);
-  rows->count = rows->indices->size(0);
-  rows->row_ids = all_->row_ids.index_select(0, *rows->indices);
-  rows->rope = {all_->rope.cos.index_select(0, *rows->indices),
-                all_->rope.sin.index_select(0, *rows->indices)};
-  rows->segments = SegmentsOf(KeepBlocks(blocks_, kept), row_ids().device());
+RowSet RowSpace::RowsWith(const RopeTables& rope, const BlockMask& kept) const {
+  RowSet rows;
+  rows.indices = Indices(kept);
+  rows.count = rows.indices->size(0);
+  rows.row_ids = all_->row_ids.index_select(0, *rows.indices);
+  if (rope.cos.defined()) {
+    rows.rope = {rope.cos.index_select(0, *rows.indices), rope.sin.index_select(0, *rows.indices)};
+  }
+  rows.segments = SegmentsOf(KeepBlocks(blocks_, kept), row_ids().device());
   return rows;
+}
+
+std::shared_ptr<const RowSet> RowSpace::Rows(const BlockMask& kept) const {
+  return std::make_shared<const RowSet>(RowsWith(all()->rope, kept));
 }
 
 std::vector<QueryRun> RowSpace::Runs(const BlockMask& kept) const {
@@ -99,7 +117,8 @@ std::vector<QueryRun> RowSpace::Runs(const BlockMask& kept) const {
 std::shared_ptr<const RowSpace> RowSpace::Shrunk(const BlockMask& kept) const {
   auto space = std::make_shared<RowSpace>();
   space->blocks_ = KeepBlocks(blocks_, kept);
-  auto all = std::make_shared<RowSet>(*Rows(kept));
+  // Tables that nobody has asked for yet are not kept for the larger space.
+  auto all = std::make_shared<RowSet>(RowsWith(make_rope_ ? make_rope_() : all_->rope, kept));
   space->positions_ = positions_.index_select(0, *all->indices);
   all->indices.reset();
   space->all_ = std::move(all);

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -20,11 +21,11 @@ struct RowSet {
   std::optional<at::Tensor> indices;  // int64 [count], strictly ascending; nullopt for all rows
   int64_t count = 0;
   at::Tensor row_ids;  // int32 [count]: numbers of the rows in the micro-batch
-  RopeTables rope;     // [count, D / 2], by original position
+  RopeTables rope;     // [count, D / 2], by original position; undefined without rope
   Segments segments;   // documents, in kept rows
 };
 
-// Immutable. All tensors are on the model's device.
+// Immutable to its users, who are one thread. All tensors are on the model's device.
 class RowSpace {
  public:
   // All rows of a micro-batch.
@@ -39,7 +40,7 @@ class RowSpace {
   // int64 [rows]: positions in their documents.
   const at::Tensor& positions() const { return positions_; }
 
-  const std::shared_ptr<const RowSet>& all() const { return all_; }
+  const std::shared_ptr<const RowSet>& all() const;
   // The rows of the kept blocks. Built anew at every call: what a pass keeps is the mask alone.
   std::shared_ptr<const RowSet> Rows(const BlockMask& kept) const;
 
@@ -52,9 +53,14 @@ class RowSpace {
   std::shared_ptr<const RowSpace> Shrunk(const BlockMask& kept) const;
 
  private:
+  RowSet RowsWith(const RopeTables& rope, const BlockMask& kept) const;
+
   BlockLayout blocks_;
   at::Tensor positions_;
-  std::shared_ptr<const RowSet> all_;
+  // Null once all_ has its tables. They are made at first use, since a micro-batch whose stream is
+  // shrunk before the first layer never needs those of all its rows.
+  mutable std::function<RopeTables()> make_rope_;
+  mutable std::shared_ptr<const RowSet> all_;
 };
 
 }  // namespace lemo::train
