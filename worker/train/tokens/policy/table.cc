@@ -63,7 +63,9 @@ TablePolicy::TablePolicy(const TokenSettings& settings, Decoder base, int64_t se
 std::vector<float> TablePolicy::BaseScores(const at::Tensor& tokens, const at::Tensor& labels,
                                            const RowSpace& space) const {
   const at::NoGradGuard no_grad;
-  const at::Tensor stream = base_.embedding.index_select(0, tokens);
+  const at::Tensor stream =
+      at::empty({tokens.size(0), base_.config.hidden}, base_.embedding.options());
+  Embed(base_, tokens, space.positions(), stream);
   const std::string& score = spec_.table_score();
   if (score.empty() || score == "attention") {
     return ToHost(
