@@ -11,8 +11,13 @@
 
 #include <cstring>
 
+#include "kernels/block_pool/block_pool.h"
+#include "kernels/block_scan/block_scan.h"
+#include "kernels/block_scores/block_scores.h"
+#include "kernels/block_select/block_select.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/dropout/dropout.h"
+#include "kernels/gather_norm/gather_norm.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/rows/rows.h"
@@ -30,6 +35,12 @@ constexpr int64_t kHeads = 16;
 constexpr int64_t kVocabulary = 32000;
 constexpr int64_t kSegment = 256;
 constexpr double kEps = 1e-5;
+// Of the scores: a document of 4096 rows, 8 heads on 2 kv heads, blocks of 64.
+constexpr int64_t kScoreRows = 4096;
+constexpr int64_t kScoreHeads = 8;
+constexpr int64_t kScoreKvHeads = 2;
+constexpr int64_t kHeadDim = 64;
+constexpr int64_t kBlockRows = 64;
 
 at::ScalarType TypeOf(const State& state) {
   return state.range(0) == 4 ? at::kFloat : at::kBFloat16;
@@ -113,6 +124,115 @@ void ScatterAddRowsPlain(State& state) {
   Count(state, 3.0 * kRows * kHidden);
 }
 
+void GatherNormOurs(State& state) {
+  const at::Tensor src = Normal(state, 2 * kRows, kHidden);
+  const at::Tensor idx = at::arange(0, 2 * kRows, 2, at::kLong);
+  const at::Tensor weight = at::ones({kHidden}, TypeOf(state));
+  const at::Tensor slot = at::empty({kRows, kHidden}, TypeOf(state));
+  for (auto _ : state) DoNotOptimize(GatherRmsNorm(src, idx, weight, kEps, slot));
+  Count(state, 3.0 * kRows * kHidden);
+}
+
+// The two ops in its place.
+void GatherNormPlain(State& state) {
+  const at::Tensor src = Normal(state, 2 * kRows, kHidden);
+  const at::Tensor idx = at::arange(0, 2 * kRows, 2, at::kLong);
+  const at::Tensor weight = at::ones({kHidden}, TypeOf(state));
+  for (auto _ : state) {
+    const at::Tensor x = GatherRows(src, idx);
+    DoNotOptimize(RmsNormForward(x, weight, kEps));
+    DoNotOptimize(x);
+  }
+  Count(state, 3.0 * kRows * kHidden);
+}
+
+// items_per_second of the score lines: FLOP of the causal half of the products.
+void CountScores(State& state) {
+  state.SetItemsProcessed(state.iterations() * kScoreHeads * kHeadDim * kScoreRows * kScoreRows);
+}
+
+// The ceiling of the scores: the same products as one fp32 (bf16) matrix product, and nothing else.
+void ScoreProducts(State& state) {
+  const at::Tensor q = Normal(state, kScoreRows, kHeadDim);
+  const at::Tensor k = Normal(state, kScoreHeads * kScoreRows / 2, kHeadDim);
+  at::Tensor out = at::empty({kScoreRows, k.size(0)}, TypeOf(state));
+  for (auto _ : state) {
+    at::mm_out(out, q, k.t());
+    benchmark::ClobberMemory();
+  }
+  CountScores(state);
+}
+
+void BlockScoresOurs(State& state) {
+  const at::Tensor q =
+      Normal(state, kScoreRows, kScoreHeads * kHeadDim).view({kScoreRows, kScoreHeads, kHeadDim});
+  const at::Tensor k = Normal(state, kScoreRows, kScoreKvHeads * kHeadDim)
+                           .view({kScoreRows, kScoreKvHeads, kHeadDim});
+  for (auto _ : state) DoNotOptimize(BlockScores(q, k, kBlockRows, 0.125));
+  CountScores(state);
+}
+
+// Panels of 512 queries, as section 3.1 writes it.
+void BlockScoresPlain(State& state) {
+  constexpr int64_t kPanel = 512;
+  const at::Tensor q =
+      Normal(state, kScoreRows, kScoreHeads * kHeadDim).view({kScoreRows, kScoreHeads, kHeadDim});
+  const at::Tensor k = Normal(state, kScoreRows, kScoreKvHeads * kHeadDim)
+                           .view({kScoreRows, kScoreKvHeads, kHeadDim});
+  for (auto _ : state) {
+    for (int64_t begin = 0; begin < kScoreRows; begin += kPanel) {
+      const int64_t seen = begin + kPanel;
+      at::Tensor sum = at::zeros({kPanel, seen});
+      for (int64_t h = 0; h < kScoreHeads; ++h) {
+        const at::Tensor query = q.select(1, h).narrow(0, begin, kPanel).to(at::kFloat);
+        const at::Tensor key =
+            k.select(1, h / (kScoreHeads / kScoreKvHeads)).narrow(0, 0, seen).to(at::kFloat);
+        sum.add_(query.mm(key.t()).mul_(0.125).relu_());
+      }
+      sum.tril_(begin);
+      DoNotOptimize(
+          sum.view({kPanel / kBlockRows, kBlockRows, seen / kBlockRows, kBlockRows}).amax({1, 3}));
+    }
+  }
+  CountScores(state);
+}
+
+void BlockMeanMaxOurs(State& state) {
+  const at::Tensor u = Normal(state, kRows, kHidden);
+  const at::Tensor starts = at::arange(0, kRows + 1, kBlockRows, at::kInt);
+  const at::Tensor scale = at::ones({kRows});
+  for (auto _ : state) DoNotOptimize(BlockMeanMaxForward(u, starts, scale));
+  Count(state, 1.0 * kRows * kHidden);
+}
+
+void BlockMeanMaxPlain(State& state) {
+  const at::Tensor u = Normal(state, kRows, kHidden);
+  const at::Tensor scale = at::ones({kRows, 1});
+  for (auto _ : state) {
+    const at::Tensor v =
+        (u * scale).relu_().view({kRows / kBlockRows, kBlockRows, kHidden}).to(at::kFloat);
+    DoNotOptimize(at::cat({v.mean(1), v.amax(1)}, 1));
+  }
+  Count(state, 1.0 * kRows * kHidden);
+}
+
+// Informativeness, choice and rows for 128K rows in blocks of 64: what a layer pays besides its
+// predictor.
+void ChoiceOfBlocks(State& state) {
+  constexpr int64_t kBlocks = 2048;
+  const at::Tensor q = Normal(state, kBlocks, kHeadDim);
+  const at::Tensor k = Normal(state, kBlocks, kHeadDim);
+  const at::Tensor documents = at::tensor({int64_t{0}, kBlocks}, at::kInt);
+  const at::Tensor counts = at::tensor({kBlocks / 2}, at::kInt);
+  const at::Tensor starts = at::arange(0, kBlocks * kBlockRows + 1, kBlockRows, at::kInt);
+  const at::Tensor none = at::zeros({kBlocks}, at::kByte);
+  for (auto _ : state) {
+    const at::Tensor scores = BlockInformativenessForward(q, k, documents, Combine::kSymmetric);
+    const at::Tensor mask = SelectTopBlocks(scores, none, documents, counts);
+    DoNotOptimize(RowsOfBlocks(starts, mask, kBlocks * kBlockRows / 2, at::kInt));
+  }
+}
+
 void RopeOurs(State& state) {
   const at::Tensor x = Normal(state, kRows, kHidden).view({kRows, kHeads, kHidden / kHeads});
   const at::Tensor angle = at::randn({kRows, kHidden / kHeads / 2});
@@ -189,6 +309,14 @@ LEMO_BENCH(GatherRowsOurs);
 LEMO_BENCH(GatherRowsPlain);
 LEMO_BENCH(ScatterAddRowsOurs);
 LEMO_BENCH(ScatterAddRowsPlain);
+LEMO_BENCH(GatherNormOurs);
+LEMO_BENCH(GatherNormPlain);
+LEMO_BENCH(ScoreProducts);
+LEMO_BENCH(BlockScoresOurs);
+LEMO_BENCH(BlockScoresPlain);
+LEMO_BENCH(BlockMeanMaxOurs);
+LEMO_BENCH(BlockMeanMaxPlain);
+LEMO_BENCH(ChoiceOfBlocks);
 LEMO_BENCH(RopeOurs);
 LEMO_BENCH(SwiGluOurs);
 LEMO_BENCH(SwiGluPlain);

@@ -17,10 +17,10 @@
 // A NaN product makes M_mn NaN for its pair of blocks and no other; so does 0 * Inf. Inf gives Inf.
 // A masked pair (j > i) is never seen. The number of threads changes no bit.
 //
-// Arithmetic: A D N^2 FLOP of products and 1.5 A N^2 of scale, max and sum (both halved by
-// causality); reads (A + G) D N elements once a tile of 256 rows, writes 4 Nb^2 bytes. Bound by the
-// products: 17 GFLOP a layer at N = 8192, A D = 256. Memory beside the result: on the CPU at most
-// 2 * 256 * (256 + D) wide numbers a thread (0.8 MiB at D = 128); on CUDA none.
+// Arithmetic of the causal half: A D N^2 FLOP of products and 1.5 A N^2 of scale, max and sum;
+// reads (A + G) D N elements once a tile of 256 rows, writes 4 Nb^2 bytes. Bound by the
+// products: 17 GFLOP a layer at N = 8192, A D = 256. Memory beside the result: on the CPU 0.5 MiB a
+// thread, and for bf16 256 (A + G) D floats (0.6 MiB at A D = 512); on CUDA none.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -42,15 +42,6 @@ LEMO_INLINE Bits<T> GreatestElement(const T* sum, int64_t count) {
   return best;
 }
 
-template <typename T>
-LEMO_INLINE void WidenElements(const T* from, int64_t rows, int64_t stride, int64_t width,
-                               Wide<T>* to) {
-  for (int64_t r = 0; r < rows; ++r, from += stride, to += width) {
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j) to[j] = Load(from[j]);
-  }
-}
-
 #define LEMO_BLOCK_SCORES_CLONES(T)                                                     \
   LEMO_SIMD_CLONES void AddPositive(const T* product, T scale, int64_t count, T* sum) { \
     AddPositiveElements<T>(product, scale, count, sum);                                 \
@@ -61,9 +52,9 @@ LEMO_INLINE void WidenElements(const T* from, int64_t rows, int64_t stride, int6
 LEMO_BLOCK_SCORES_CLONES(double)
 LEMO_BLOCK_SCORES_CLONES(float)
 #undef LEMO_BLOCK_SCORES_CLONES
-LEMO_SIMD_CLONES void Widen(const c10::BFloat16* from, int64_t rows, int64_t stride, int64_t width,
-                            float* to) {
-  WidenElements(from, rows, stride, width, to);
+LEMO_SIMD_CLONES void Widen(const c10::BFloat16* from, int64_t count, float* to) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) to[i] = Load(from[i]);
 }
 
 struct Range {
@@ -89,8 +80,8 @@ class TileScorer {
     products_ = at::empty({rows * rows}, options);
     sums_ = at::empty({rows * rows}, options);
     if constexpr (!std::is_same_v<T, Wide<T>>) {
-      queries_ = at::empty({rows * q.size(2)}, options);
-      keys_ = at::empty({rows * q.size(2)}, options);
+      query_scratch_ = at::empty({rows * q.size(1) * q.size(2)}, options);
+      key_scratch_ = at::empty({rows * k.size(1) * k.size(2)}, options);
     }
   }
 
@@ -100,12 +91,17 @@ class TileScorer {
     const int64_t pairs = queries.size() * keys.size();
     const int64_t group = q_.size(1) / k_.size(1);
     at::Tensor products = products_.narrow(0, 0, pairs).view({queries.size(), keys.size()});
+    if (queries_.begin != queries.begin || queries_.end != queries.end) {
+      wide_queries_ = Widened(q_, queries, query_scratch_);
+      queries_ = queries;
+    }
+    const at::Tensor wide_keys = Widened(k_, keys, key_scratch_);
     auto* sums = sums_.mutable_data_ptr<Wide<T>>();
     std::fill(sums, sums + pairs, Wide<T>{0});
     for (int64_t g = 0; g < k_.size(1); ++g) {
-      const at::Tensor key = Head(k_, g, keys, keys_).t();
+      const at::Tensor key = wide_keys.select(1, g).t();
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-        at::mm_out(products, Head(q_, h, queries, queries_), key);
+        at::mm_out(products, wide_queries_.select(1, h), key);
         AddPositive(products.const_data_ptr<Wide<T>>(), scale_, pairs, sums);
       }
     }
@@ -123,17 +119,15 @@ class TileScorer {
   }
 
  private:
-  // A head's rows in the wide type; for bf16 a copy in `scratch`, which costs one of kTileRows
-  // parts of the products.
-  static at::Tensor Head(const at::Tensor& all, int64_t head, Range rows,
-                         const at::Tensor& scratch) {
-    const at::Tensor view = all.select(1, head).narrow(0, rows.begin, rows.size());
+  // Rows of q or k in the wide type: for bf16 a copy in `scratch`. Tasks of a thread go along a row
+  // of the triangle, so queries are widened once a row and keys once a tile.
+  static at::Tensor Widened(const at::Tensor& all, Range rows, const at::Tensor& scratch) {
+    const at::Tensor view = all.narrow(0, rows.begin, rows.size());
     if constexpr (std::is_same_v<T, Wide<T>>) {
       return view;
     } else {
       at::Tensor wide = scratch.narrow(0, 0, view.numel()).view(view.sizes());
-      Widen(view.const_data_ptr<T>(), rows.size(), view.stride(0), view.size(1),
-            wide.mutable_data_ptr<Wide<T>>());
+      Widen(view.const_data_ptr<T>(), view.numel(), wide.mutable_data_ptr<Wide<T>>());
       return wide;
     }
   }
@@ -144,7 +138,9 @@ class TileScorer {
   const Wide<T> scale_;
   const int64_t blocks_;
   Wide<T>* const maxima_;
-  at::Tensor products_, sums_, queries_, keys_;
+  at::Tensor products_, sums_, query_scratch_, key_scratch_;
+  Range queries_;  // of wide_queries_
+  at::Tensor wide_queries_;
 };
 
 // The parts of `rows` that a tile takes at a time.
