@@ -74,8 +74,11 @@ void TokenPlan::KeepInStream(const BlockMask& kept) {
 BlocksKept TokenPlan::Enter(const RowSpace& space) {
   const double keep = batch_.keep.front();
   if (settings_.scope != Scope::kStack || keep >= 1) return nullptr;
-  const at::Tensor embedded =
-      policy_.ReadsStream() ? decoder_.embedding.index_select(0, batch_.tokens) : at::Tensor();
+  at::Tensor embedded;
+  if (policy_.ReadsStream()) {
+    embedded = at::empty({space.rows(), decoder_.config.hidden}, decoder_.embedding.options());
+    Embed(decoder_, batch_.tokens, space.positions(), embedded);
+  }
   BlocksKept kept = Choose(space, embedded, 0, static_cast<int64_t>(batch_.keep.size()),
                            ScoreRequest::SubBlock::kAttention, keep);
   if (kept) KeepInStream(*kept);
