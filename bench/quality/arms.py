@@ -38,54 +38,46 @@ def sparse(policy, scope, keep, **options):
     return Arm(name, keep, {"policy": policy, "scope": scope, "keep": [keep], **options})
 
 
-def curve(make, *arguments, keeps=(0.8, 0.6, 0.4, 0.3), **options):
-    return [make(*arguments, keep, **options) for keep in keeps]
-
-
-def per_layer(policy, keep=0.5):
-    """The paper's form and what becomes of it with MLP and layers."""
-    return [sparse(policy, "layer", keep, mlp="off", layers="auto"),
-            sparse(policy, "layer", keep, mlp="shared", layers="auto"),
-            sparse(policy, "layer", keep, mlp="off", layers="all"),
-            sparse(policy, "layer", keep, mlp="shared", layers="all")]
-
-
 def screen(task, steps):
-    """One seed at a short length: where to look."""
+    """Where to look: first the controls and the scopes, then scores, then what can be turned besides."""
     half = 0.5
+
+    def layered(policy, mlp, layers, keep=half, **options):
+        return sparse(policy, "layer", keep, mlp=mlp, layers=layers, **options)
+
+    def table(score, keep=half):
+        return sparse("table", "stack", keep, table_score=score)
+
     arms = [BASE, DENSE, sparse("random", "stack", half), short(half), fewer_steps(half)]
-    arms += [arm for pair in zip(per_layer("random"), per_layer("oracle")) for arm in pair]
-    arms += [sparse("recency", "stack", half), sparse("norm", "stack", half)]
-    arms += [sparse("oracle", "stack", half)]
-    arms += [sparse("table", "stack", half, table_score=score)
-             for score in ("low_loss", "attention", "entropy", "loss")]
+    # The paper's form (first) and what becomes of it.
+    arms += [layered("random", "off", "auto"), layered("random", "shared", "all"),
+             layered("norm", "shared", "all"), sparse("norm", "stack", half), sparse("recency", "stack", half)]
     if task == "c":
         arms += [sparse("random", "stack", half, keep_labels=False)]
-    arms += per_layer("norm")
-    arms += [sparse("random", "stack", half, warmup_steps=steps // 4),
-             sparse("random", "stack", half, cooldown_steps=steps // 4),
-             sparse("random", "stack", half, warmup_steps=steps // 8, cooldown_steps=steps // 8),
-             sparse("random", "stack", half, anneal_steps=steps // 2)]
+    arms += [sparse("oracle", "stack", half), layered("oracle", "off", "auto"), table("low_loss"),
+             layered("oracle", "shared", "all"), table("attention")]
     # Two chunks of a quarter of the window each, at their true distance: PoSE on a grid.
     arms += [sparse("random", "stack", half, chunk_blocks=8, sink_blocks=0, local_blocks=0),
-             sparse("random", "stack", half, chunk_blocks=4)]
-    arms += curve(lambda keep: sparse("random", "stack", keep)) + curve(short)
-    arms += [sparse("random", "nested", half), sparse("oracle", "nested", half),
-             sparse("random", "group", half, mlp="shared", layers="auto"),
+             sparse("random", "stack", half, cooldown_steps=steps // 4),
+             sparse("random", "stack", 0.8), sparse("random", "stack", 0.3), short(0.3)]
+    arms += [sparse("random", "nested", half), layered("random", "shared", "auto"),
              sparse("random", "group", half, mlp="shared", layers="all", group_layers=6),
-             sparse("oracle", "group", half, mlp="shared", layers="auto")]
-    arms += [sparse("random", "layer", half, mlp="off", layers="auto", kv_all=True),
-             sparse("random", "layer", half, mlp="shared", layers="all", kv_all=True)]
-    arms += [sparse("random", "layer", half, mlp="shared", layers="all", loss_rows="through"),
+             layered("norm", "off", "auto"), table("entropy"), table("loss")]
+    arms += [sparse("random", "stack", half, warmup_steps=steps // 4),
+             sparse("random", "stack", half, anneal_steps=steps // 2),
+             layered("random", "off", "auto", kv_all=True), layered("random", "off", "all"),
+             layered("oracle", "off", "all"), layered("norm", "shared", "auto")]
+    arms += [sparse("predictor", "layer", half, mlp="off", layers="auto"), sparse("predictor", "nested", half)]
+    arms += [sparse("random", "stack", 0.6), sparse("random", "stack", 0.4), short(0.8), short(0.6), short(0.4)]
+    arms += [sparse("random", "group", half, mlp="shared", layers="auto"), sparse("oracle", "nested", half),
              sparse("random", "nested", half, loss_rows="all"),
-             sparse("random", "layer", half, mlp="own", layers="auto"),
-             sparse("norm", "layer", half, mlp="own", layers="auto")]
-    arms += [sparse("predictor", "layer", half, mlp="off", layers="auto"),
-             sparse("predictor", "layer", half, mlp="shared", layers="auto"),
-             sparse("predictor", "nested", half)]
-    arms += curve(lambda keep: sparse("norm", "layer", keep, mlp="shared", layers="all"))
-    arms += curve(lambda keep: sparse("random", "layer", keep, mlp="off", layers="auto"))
-    arms += curve(lambda keep: sparse("table", "stack", keep, table_score="low_loss"))
+             layered("random", "shared", "all", loss_rows="through"),
+             layered("random", "shared", "all", kv_all=True),
+             layered("random", "own", "auto"), layered("norm", "own", "auto"),
+             sparse("random", "stack", half, chunk_blocks=4)]
+    for keep in (0.8, 0.6, 0.4, 0.3):
+        arms += [table("low_loss", keep), layered("norm", "shared", "all", keep),
+                 layered("random", "off", "auto", keep)]
     arms += [sparse("random", "stack", half, block=size) for size in (32, 128)]
     return unique(arms)
 

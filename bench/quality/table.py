@@ -69,7 +69,8 @@ class Group:
             record, lambda r, d: (ppl[0] - ppl[1]) / (ppl[0] - math.exp(d["loss"])) * 100)
 
     def position_gap(self, record, part):
-        if not record.get("by_position"):
+        dense = self.dense.get(record["seed"])
+        if not record.get("by_position") or not (dense and dense.get("by_position")):
             return None
         return self.against_dense(
             record, lambda r, d: (math.exp(r["by_position"][part] - d["by_position"][part]) - 1) * 100)
@@ -108,6 +109,7 @@ def rows_of(group, task):
                       quarters(records)]
         else:
             cells += [" / ".join(over(lambda r, p=p: group.position_gap(r, p)) for p in (0, -1)), probe(records)]
+        cells = [cell.strip(" /") for cell in cells]
         cells += [over(lambda r: group.gap(r, "sparse_loss")), over(lambda r: r.get("recall"), "{:.2f}")]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -19,7 +19,7 @@ HELD_OUT_SHARE = 0.15
 # Of text like this under novelist-3m's tokenizer; the least over the books, so that rows fit.
 CHARACTERS_A_TOKEN = 2.75
 BASE_LENGTH = 512  # of the base that task b trains
-FACTS = 8          # a row of task c
+FACTS = 12         # a row of task c
 PASSAGE = 64       # tokens that occur twice in a document of the probe
 
 TITLES = ["Captain", "Doctor", "Sergeant", "Sister", "Father", "Judge", "Widow", "Master"]
@@ -55,12 +55,12 @@ class Material:
         work.mkdir(parents=True, exist_ok=True)
 
     def _text(self, book):
-        """(training text, held-out text), cut at a paragraph."""
+        """(training text, held-out text), cut at a line."""
         if self.novels is None:
             data = self.root / "examples" / "data"
             return (data / "almayer-train.txt").read_text(), (data / "almayer-eval.txt").read_text()
         whole = (self.novels / f"{book}.txt").read_text(encoding="utf-8")
-        cut = whole.index("\n\n", int(len(whole) * (1 - HELD_OUT_SHARE)))
+        cut = whole.index("\n", int(len(whole) * (1 - HELD_OUT_SHARE)))
         return whole[:cut], whole[cut:]
 
     def _write(self, name, make):
@@ -104,12 +104,30 @@ class Material:
 
     # Task c.
 
-    def plain_model(self):
-        """The base with a template that only joins the messages: questions and answers go on in the
+    def plain_model(self, weights):
+        """A base with a template that only joins the messages: questions and answers go on in the
         text, as a model that knows no chat expects."""
-        return self.model_with("novelist-3m-plain", template=(
+        return self.model_with(f"{weights.name}-plain", weights=weights, template=(
             "{% for message in messages %}{{ message['content'] }}{% endfor %}"
             "{% if add_generation_prompt %}{% endif %}"))
+
+    def repeats(self, rows):
+        """Short texts that say things twice: passages again in another order, or a list of facts again
+        in another order. novelist-3m looks nothing up, so the base of task c is taught to with these."""
+        def make(path):
+            draw = random.Random(rows)
+            pages = self._text(PAGES_TRAIN)[0]
+            with path.open("w") as file:
+                for row in range(rows):
+                    if row % 2:
+                        pieces = [f"{asked_of(person)} {sign}." for person, sign in draw_facts(draw)]
+                    else:
+                        size = int(50 * CHARACTERS_A_TOKEN)
+                        starts = [pages.index(" ", draw.randrange(len(pages) - 2 * size)) for _ in range(4)]
+                        pieces = [pages[start:start + size] for start in starts]
+                    again = draw.sample(pieces, len(pieces))
+                    file.write(json.dumps({"text": "".join(pieces + again)}) + "\n")
+        return self._write(f"repeats-{rows}.jsonl", make)
 
     def questions(self, part, length, rows, seed, pages_share=1.0):
         """Rows of task c. `pages_share` below 1 leaves out the beginning of the pages and the facts
@@ -163,19 +181,25 @@ def probe_distances(length):
     return distances + [length - 160]
 
 
-def fact(person, sign):
-    return f"The sign of {person} was the {sign}."
+def asked_of(person):
+    """The answer follows the name at once, so that a small model's habit of repeating what came after
+    the same word last time is all that it takes."""
+    return f"\nNote. {person}"
+
+
+def draw_facts(draw):
+    people = [f"{draw.choice(TITLES)} {name}" for name in draw.sample(SURNAMES, FACTS)]
+    return list(zip(people, draw.sample(SIGNS, FACTS)))
 
 
 def question_row(draw, pages, length, pages_share):
     """One conversation: pages with facts and a first question, then answers and further questions."""
-    people = draw.sample([f"{title} {name}" for title in TITLES for name in SURNAMES], FACTS)
-    facts = [(person, sign) for person, sign in zip(people, draw.sample(SIGNS, FACTS))]
-    # Questions take some 20 tokens each, facts 15.
+    facts = draw_facts(draw)
+    # A fact takes some 16 tokens, and its question with the answer as many.
     size = int((length - FACTS * 36) * CHARACTERS_A_TOKEN)
     start = draw.randrange(len(pages) - 2 * size)
     text = pages[start:start + size]
-    # One fact to each eighth of the pages, at the end of a line.
+    # One fact to each part of the pages, at the end of a line.
     places = []
     for i in range(FACTS):
         at = text.find("\n", int((i + draw.random()) * size / FACTS))
@@ -185,7 +209,7 @@ def question_row(draw, pages, length, pages_share):
     for at, (person, sign) in zip(places, facts):
         if at < first:
             continue
-        prompt += text[last:at] + "\n" + fact(person, sign)
+        prompt += text[last:at] + f"{asked_of(person)} {sign}."
         last = at
     prompt += text[last:] + "\n"
     asked = list(range(FACTS))
@@ -193,8 +217,7 @@ def question_row(draw, pages, length, pages_share):
     messages, distances = [], []
     for i, which in enumerate(asked):
         person, sign = facts[which]
-        question = f"\nThe sign of {person} was the"
-        messages.append({"role": "user", "content": (prompt if i == 0 else "") + question})
+        messages.append({"role": "user", "content": (prompt if i == 0 else "") + asked_of(person)})
         messages.append({"role": "assistant", "content": f" {sign}."})
-        distances.append(round((size - places[which]) / CHARACTERS_A_TOKEN) + 20 * i)
+        distances.append(round((size - places[which]) / CHARACTERS_A_TOKEN) + 14 * i)
     return {"messages": messages, "distances": distances}

@@ -89,7 +89,7 @@ def run(program, spec, scratch, *arguments, threads=1):
             raise
         code = process.wait()
         stderr.seek(0)
-        complaint = error or stderr.read()[-2000:].strip()
+        complaint = (error or stderr.read().strip())[:500]
     if code != 0:
         raise Failed(f"exit code {code}: {complaint}")
     rows = None
