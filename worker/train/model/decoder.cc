@@ -7,6 +7,7 @@
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/swiglu/swiglu.h"
+#include "worker/train/model/family/family.h"
 
 namespace lemo::train {
 namespace {
@@ -29,14 +30,46 @@ class KnownRopeFunction : public torch::autograd::Function<KnownRopeFunction> {
   }
 };
 
+// One of the model's norms over rows [N, H]. LayerNorm as in torch: statistics in fp32 (fp64).
+at::Tensor Norm(const DecoderConfig& config, const at::Tensor& x, const at::Tensor& weight,
+                const at::Tensor& bias) {
+  if (config.norm == DecoderConfig::Norm::kRms) {
+    return kernels::RmsNorm(x, weight, config.rms_norm_eps);
+  }
+  return at::layer_norm(x, {x.size(1)}, weight, bias, config.rms_norm_eps);
+}
+
+// What a sub-block's first projections read of its rows x.
+at::Tensor StageInput(const DecoderConfig& config, const at::Tensor& x, const at::Tensor& weight,
+                      const at::Tensor& bias, const at::Tensor& normed) {
+  if (normed.defined()) return normed;
+  return config.post_norm ? x : Norm(config, x, weight, bias);
+}
+
+Output ValueOf(const at::Tensor& known) {
+  return known.defined() ? Output::Known(known) : Output::Compute();
+}
+
+// [N, heads * D] -> [N, heads, D]; N may be 0.
+at::Tensor SplitHeads(const at::Tensor& flat, int64_t heads) {
+  return flat.view({flat.size(0), heads, flat.size(1) / heads});
+}
+
+// Projects into heads. `known` [N, heads, D] or undefined.
+at::Tensor Heads(const Projection& projection, const at::Tensor& a, int64_t heads,
+                 const StageContext& context, const at::Tensor& known) {
+  const at::Tensor flat = known.defined() ? known.flatten(1) : known;
+  return SplitHeads(projection(a, context, ValueOf(flat)), heads);
+}
+
 // Projects, normalises per head where the family does, rotates. `norm` may be undefined.
 at::Tensor RotatedHeads(const Projection& projection, const at::Tensor& norm, double eps,
                         const at::Tensor& a, int64_t heads, const RopeTables& rope,
                         const StageContext& context, const at::Tensor& known) {
   // The norm's backward reads the projection's value; a bare rotation's does not.
   const bool skip = known.defined() && !norm.defined();
-  at::Tensor y = projection(a, context, skip ? Output::Skip() : Output::Compute());
-  y = y.view({a.size(0), heads, -1});
+  at::Tensor y =
+      SplitHeads(projection(a, context, skip ? Output::Skip() : Output::Compute()), heads);
   if (norm.defined()) y = kernels::RmsNorm(y, norm, eps);
   if (known.defined()) return KnownRopeFunction::apply(y, rope.cos, rope.sin, known);
   return kernels::Rope(y, rope.cos, rope.sin);
@@ -44,104 +77,182 @@ at::Tensor RotatedHeads(const Projection& projection, const at::Tensor& norm, do
 
 }  // namespace
 
+std::vector<Projection*> DecoderLayer::Projections() {
+  std::vector<Projection*> all;
+  for (Projection* projection : {&q, &k, &v, &o, &gate, &up, &down}) {
+    if (projection->weight.defined()) all.push_back(projection);
+  }
+  return all;
+}
+
 Decoder::Decoder(DecoderConfig decoder_config, const ModelWeights& weights)
     : config(std::move(decoder_config)), type(weights.type()), device(weights.device()) {
-  const auto projection = [&weights](const std::string& name, bool biased) {
+  const ModuleNames& names = NamesOf(config);
+  const auto weight = [&weights](const std::string& name) { return weights.at(name + ".weight"); };
+  const auto projection = [&](const std::string& name, bool biased) {
     Projection made;
     made.name = name;
-    made.weight = weights.at(name + ".weight");
+    made.weight = weight(name);
     if (biased) made.bias = weights.at(name + ".bias");
     return made;
   };
-  embedding = weights.at("model.embed_tokens.weight");
+  const auto norm_bias = [&](const std::string& name) {
+    return config.norm == DecoderConfig::Norm::kLayer ? weights.at(name + ".bias") : at::Tensor();
+  };
+  embedding = weight(names.embedding);
+  if (config.projected_embedding()) {
+    project_in = weight(names.project_in);
+    project_out = weight(names.project_out);
+  }
+  if (config.positions == DecoderConfig::Positions::kTable) positions = weight(names.positions);
   for (int64_t i = 0; i < config.layers; ++i) {
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    const std::string attention = prefix + "self_attn.";
+    const std::string prefix = absl::StrCat(names.layers, i, ".");
     DecoderLayer layer;
-    layer.attention_norm = weights.at(prefix + "input_layernorm.weight");
-    layer.q = projection(attention + "q_proj", config.qkv_bias);
-    layer.k = projection(attention + "k_proj", config.qkv_bias);
-    layer.v = projection(attention + "v_proj", config.qkv_bias);
-    layer.o = projection(attention + "o_proj", config.o_bias);
+    layer.attention_norm = weight(prefix + names.attention_norm);
+    layer.attention_norm_bias = norm_bias(prefix + names.attention_norm);
+    layer.q = projection(prefix + names.q, config.qkv_bias);
+    layer.k = projection(prefix + names.k, config.qkv_bias);
+    layer.v = projection(prefix + names.v, config.qkv_bias);
+    layer.o = projection(prefix + names.o, config.o_bias);
     if (config.qk_norm) {
-      layer.q_norm = weights.at(attention + "q_norm.weight");
-      layer.k_norm = weights.at(attention + "k_norm.weight");
+      layer.q_norm = weight(prefix + names.q_norm);
+      layer.k_norm = weight(prefix + names.k_norm);
     }
-    layer.mlp_norm = weights.at(prefix + "post_attention_layernorm.weight");
-    layer.gate = projection(prefix + "mlp.gate_proj", config.mlp_bias);
-    layer.up = projection(prefix + "mlp.up_proj", config.mlp_bias);
-    layer.down = projection(prefix + "mlp.down_proj", config.mlp_bias);
+    layer.mlp_norm = weight(prefix + names.mlp_norm);
+    layer.mlp_norm_bias = norm_bias(prefix + names.mlp_norm);
+    if (config.mlp == DecoderConfig::Mlp::kSwiGlu) {
+      layer.gate = projection(prefix + names.gate, config.mlp_bias);
+    }
+    layer.up = projection(prefix + names.up, config.mlp_bias);
+    layer.down = projection(prefix + names.down, config.mlp_bias);
     layers.push_back(std::move(layer));
   }
-  final_norm = weights.at("model.norm.weight");
-  head = config.tied_embeddings ? embedding : weights.at("lm_head.weight");
+  if (config.final_norm) {
+    final_norm = weight(names.final_norm);
+    final_norm_bias = norm_bias(names.final_norm);
+  }
+  head = config.tied_embeddings ? embedding : weight(names.head);
 }
 
 void Decoder::VisitParameters(
     const std::function<void(const std::string&, int64_t, Stage, at::Tensor&)>& visit) {
-  visit("model.embed_tokens.weight", -1, Stage::kEmbedding, embedding);
+  const ModuleNames& names = NamesOf(config);
+  // A module's tensors, those that the model has.
+  const auto module = [&visit](const std::string& name, int64_t layer, Stage stage,
+                               at::Tensor* weight, at::Tensor* bias = nullptr) {
+    if (weight->defined()) visit(name + ".weight", layer, stage, *weight);
+    if (bias != nullptr && bias->defined()) visit(name + ".bias", layer, stage, *bias);
+  };
+  module(names.embedding, -1, Stage::kEmbedding, &embedding);
   if (config.tied_embeddings) head = embedding;
+  module(names.project_in, -1, Stage::kEmbedding, &project_in);
+  module(names.positions, -1, Stage::kEmbedding, &positions);
   for (int64_t i = 0; i < config.layers; ++i) {
     DecoderLayer& layer = layers[i];
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    const auto projection = [&](Projection& p, Stage stage) {
-      visit(p.name + ".weight", i, stage, p.weight);
-      if (p.bias.defined()) visit(p.name + ".bias", i, stage, p.bias);
+    const std::string prefix = absl::StrCat(names.layers, i, ".");
+    const auto norm = [&](const char* name, Stage stage, at::Tensor* weight, at::Tensor* bias) {
+      module(prefix + name, i, stage, weight, bias);
     };
-    visit(prefix + "input_layernorm.weight", i, Stage::kQkv, layer.attention_norm);
-    for (Projection* p : {&layer.q, &layer.k, &layer.v}) projection(*p, Stage::kQkv);
-    if (layer.q_norm.defined()) {
-      visit(prefix + "self_attn.q_norm.weight", i, Stage::kQkv, layer.q_norm);
-      visit(prefix + "self_attn.k_norm.weight", i, Stage::kQkv, layer.k_norm);
+    const auto projection = [&](Projection& p, Stage stage) {
+      module(p.name, i, stage, &p.weight, &p.bias);
+    };
+    const bool before = !config.post_norm;
+    if (before) {
+      norm(names.attention_norm, Stage::kQkv, &layer.attention_norm, &layer.attention_norm_bias);
     }
+    for (Projection* p : {&layer.q, &layer.k, &layer.v}) projection(*p, Stage::kQkv);
+    module(prefix + names.q_norm, i, Stage::kQkv, &layer.q_norm);
+    module(prefix + names.k_norm, i, Stage::kQkv, &layer.k_norm);
     projection(layer.o, Stage::kOutput);
-    visit(prefix + "post_attention_layernorm.weight", i, Stage::kMlp, layer.mlp_norm);
+    if (before) {
+      norm(names.mlp_norm, Stage::kMlp, &layer.mlp_norm, &layer.mlp_norm_bias);
+    } else {
+      norm(names.attention_norm, Stage::kOutput, &layer.attention_norm, &layer.attention_norm_bias);
+    }
     for (Projection* p : {&layer.gate, &layer.up, &layer.down}) projection(*p, Stage::kMlp);
+    if (!before) norm(names.mlp_norm, Stage::kMlp, &layer.mlp_norm, &layer.mlp_norm_bias);
   }
-  visit("model.norm.weight", config.layers, Stage::kHead, final_norm);
-  if (!config.tied_embeddings) visit("lm_head.weight", config.layers, Stage::kHead, head);
+  module(names.final_norm, config.layers, Stage::kHead, &final_norm, &final_norm_bias);
+  module(names.project_out, config.layers, Stage::kHead, &project_out);
+  if (!config.tied_embeddings) module(names.head, config.layers, Stage::kHead, &head);
+}
+
+void Embed(const Decoder& decoder, const at::Tensor& tokens, const at::Tensor& positions,
+           const at::Tensor& x) {
+  const at::NoGradGuard no_grad;
+  at::Tensor out = x;
+  if (decoder.project_in.defined()) {
+    out.copy_(at::linear(decoder.embedding.index_select(0, tokens), decoder.project_in));
+  } else {
+    at::index_select_out(out, decoder.embedding, 0, tokens);
+  }
+  if (decoder.positions.defined()) {
+    out.add_(decoder.positions.index_select(0, positions + decoder.config.position_offset));
+  }
 }
 
 Qkv QkvStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x,
-             const RopeTables& rope, const StageContext& context, const Qkv& known, bool want_q) {
+             const RopeTables& rope, const StageContext& context, const Qkv& known, bool want_q,
+             const at::Tensor& normed) {
   const DecoderConfig& config = decoder.config;
-  const double eps = config.rms_norm_eps;
-  const at::Tensor a = kernels::RmsNorm(x, layer.attention_norm, eps);
+  const at::Tensor a =
+      StageInput(config, x, layer.attention_norm, layer.attention_norm_bias, normed);
   const auto rotated = [&](const Projection& p, const at::Tensor& norm, int64_t heads,
                            const at::Tensor& value) {
-    return RotatedHeads(p, norm, eps, a, heads, rope, context, value);
+    if (config.positions != DecoderConfig::Positions::kRope) {
+      return Heads(p, a, heads, context, value);
+    }
+    return RotatedHeads(p, norm, config.rms_norm_eps, a, heads, rope, context, value);
   };
   Qkv out;
   if (want_q) out.q = rotated(layer.q, layer.q_norm, config.heads, known.q);
   out.k = rotated(layer.k, layer.k_norm, config.kv_heads, known.k);
-  const int64_t rows = x.size(0);
-  out.v = layer
-              .v(a, context,
-                 known.v.defined() ? Output::Known(known.v.view({rows, -1})) : Output::Compute())
-              .view({rows, config.kv_heads, config.head_dim});
+  out.v = Heads(layer.v, a, config.kv_heads, context, known.v);
   return out;
 }
 
 at::Tensor OutputStage(const DecoderLayer& layer, const at::Tensor& o, const StageContext& context,
                        const Output& output) {
-  return layer.o(o.reshape({o.size(0), -1}), context, output);
+  return layer.o(o.flatten(1), context, output);
 }
 
 at::Tensor MlpStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x2,
                     const StageContext& context, const GateUp& known, const Output& output,
-                    GateUp* keep) {
-  const at::Tensor a = kernels::RmsNorm(x2, layer.mlp_norm, decoder.config.rms_norm_eps);
-  const auto value = [](const at::Tensor& tensor) {
-    return tensor.defined() ? Output::Known(tensor) : Output::Compute();
-  };
-  const at::Tensor gate = layer.gate(a, context, value(known.gate));
-  const at::Tensor up = layer.up(a, context, value(known.up));
+                    GateUp* keep, const at::Tensor& normed) {
+  const DecoderConfig& config = decoder.config;
+  const at::Tensor a = StageInput(config, x2, layer.mlp_norm, layer.mlp_norm_bias, normed);
+  if (config.mlp == DecoderConfig::Mlp::kRelu) {
+    const at::Tensor up = layer.up(a, context, ValueOf(known.up));
+    if (keep != nullptr) *keep = {at::Tensor(), up};
+    return layer.down(at::relu(up), context, output);
+  }
+  const at::Tensor gate = layer.gate(a, context, ValueOf(known.gate));
+  const at::Tensor up = layer.up(a, context, ValueOf(known.up));
   if (keep != nullptr) *keep = {gate, up};
   return layer.down(kernels::SwiGlu(gate, up), context, output);
 }
 
+bool OnlySignsMatter(const Decoder& decoder, const DecoderLayer& layer) {
+  return decoder.config.mlp == DecoderConfig::Mlp::kRelu && !layer.down.branch &&
+         !layer.down.weight.requires_grad();
+}
+
+at::Tensor AttentionPostNorm(const Decoder& decoder, const DecoderLayer& layer,
+                             const at::Tensor& sum) {
+  return Norm(decoder.config, sum, layer.attention_norm, layer.attention_norm_bias);
+}
+
+at::Tensor MlpPostNorm(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& sum) {
+  return Norm(decoder.config, sum, layer.mlp_norm, layer.mlp_norm_bias);
+}
+
 at::Tensor FinalNorm(const Decoder& decoder, const at::Tensor& x) {
-  return kernels::RmsNorm(x, decoder.final_norm, decoder.config.rms_norm_eps);
+  at::Tensor rows = x;
+  if (decoder.config.final_norm) {
+    rows = Norm(decoder.config, x, decoder.final_norm, decoder.final_norm_bias);
+  }
+  if (!decoder.project_out.defined()) return rows;
+  return LinearGraph(rows, decoder.project_out, {}, Output::Compute());
 }
 
 }  // namespace lemo::train

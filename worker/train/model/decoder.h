@@ -3,8 +3,11 @@
 //
 //   x --qkv--> q,k,v --attention--> o,lse --output, residual--> x2 --mlp, residual--> next x
 //
+// The norms stand before the sub-blocks, inside the first stage of each; in post-norm models they
+// follow the residual additions and change the whole stream.
+//
 // Letters in shapes: N rows, H hidden, A query heads, G key/value heads, D head width, I
-// intermediate, V vocabulary.
+// intermediate, V vocabulary, E width of the embedding (H but in some models).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,13 +26,13 @@ namespace lemo::train {
 enum class Stage { kEmbedding, kQkv, kOutput, kMlp, kHead };
 
 struct DecoderLayer {
-  at::Tensor attention_norm;  // [H]
-  Projection q, k, v, o;      // [A*D, H], [G*D, H], [G*D, H], [H, A*D]
-  at::Tensor q_norm, k_norm;  // [D], undefined without QK norm
-  at::Tensor mlp_norm;        // [H]
-  Projection gate, up, down;  // [I, H], [I, H], [H, I]
+  at::Tensor attention_norm, attention_norm_bias;  // [H]; the bias with LayerNorm alone
+  Projection q, k, v, o;                           // [A*D, H], [G*D, H], [G*D, H], [H, A*D]
+  at::Tensor q_norm, k_norm;                       // [D], undefined without QK norm
+  at::Tensor mlp_norm, mlp_norm_bias;              // as those of attention
+  Projection gate, up, down;                       // [I, H], [I, H], [H, I]; ReLU MLPs have no gate
 
-  std::vector<Projection*> Projections() { return {&q, &k, &v, &o, &gate, &up, &down}; }
+  std::vector<Projection*> Projections();
 };
 
 // Tensors share storage with the weights it was made from until a tuner replaces them.
@@ -37,10 +40,13 @@ struct Decoder {
   DecoderConfig config;
   at::ScalarType type = at::kFloat;  // of weights and activations
   at::Device device = at::kCPU;
-  at::Tensor embedding;  // [V, H]
+  at::Tensor embedding;   // [V, E]
+  at::Tensor project_in;  // [H, E], undefined where E = H
+  at::Tensor positions;   // [positions, H], undefined without a learned table
   std::vector<DecoderLayer> layers;
-  at::Tensor final_norm;  // [H]
-  at::Tensor head;        // [V, H]; the embedding itself when tied
+  at::Tensor final_norm, final_norm_bias;  // [H], undefined where the model has none
+  at::Tensor project_out;                  // [E, H], undefined where E = H
+  at::Tensor head;                         // [V, E]; the embedding itself when tied
 
   Decoder(DecoderConfig config, const ModelWeights& weights);
 
@@ -50,38 +56,55 @@ struct Decoder {
                                                 at::Tensor&)>& visit);
 };
 
-// Rotation tables of the rows of one sub-block, [N, D / 2].
+// Rotation tables of the rows of one sub-block, [N, D / 2]; undefined where nothing is rotated.
 struct RopeTables {
   at::Tensor cos, sin;
 };
 
 struct Qkv {
-  at::Tensor q;  // [N, A, D], rotated
-  at::Tensor k;  // [N, G, D], rotated
+  at::Tensor q;  // [N, A, D], rotated where the model rotates
+  at::Tensor k;  // [N, G, D], likewise
   at::Tensor v;  // [N, G, D]
 };
 
+// Writes the rows of the stream in front of the first layer to `x` [N, H]. `tokens` and `positions`
+// int64 [N]. Not recorded by autograd.
+void Embed(const Decoder& decoder, const at::Tensor& tokens, const at::Tensor& positions,
+           const at::Tensor& x);
+
 // The stages. Each records its graph when grad mode is on. `known` holds values kept from the
 // forward pass (undefined members are computed). Without `want_q`, for rows that are only seen, q
-// stays undefined.
+// stays undefined. `normed`, where the gather of x made it already, is x behind the norm.
 Qkv QkvStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x,
              const RopeTables& rope, const StageContext& context, const Qkv& known,
-             bool want_q = true);
+             bool want_q = true, const at::Tensor& normed = {});
 
 // o [N, A, D] -> [N, H], to be added to the stream.
 at::Tensor OutputStage(const DecoderLayer& layer, const at::Tensor& o, const StageContext& context,
                        const Output& output);
 
 struct GateUp {
-  at::Tensor gate, up;  // [N, I]
+  at::Tensor gate, up;  // [N, I]; no gate in a ReLU MLP
 };
 
-// x2 [N, H] -> [N, H], to be added to the stream. `keep` (may be null) receives gate and up.
+// All that backward reads of a ReLU MLP's `up` is which entries are positive: its last projection
+// neither trains nor has a branch that reads the activations. Any tensor with these signs may then
+// stand for a known `up`.
+bool OnlySignsMatter(const Decoder& decoder, const DecoderLayer& layer);
+
+// x2 [N, H] -> [N, H], to be added to the stream. `keep` (may be null) receives gate and up;
+// `normed` as in QkvStage.
 at::Tensor MlpStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x2,
                     const StageContext& context, const GateUp& known, const Output& output,
-                    GateUp* keep);
+                    GateUp* keep, const at::Tensor& normed = {});
 
-// Rows of the last stream [N, H] -> normalised rows that the head multiplies.
+// Post-norm models: rows [N, H] of the stream after a sub-block was added to it -> the stream that
+// goes on. Rows that took no part are normalised like the others (lemo-spec section 2).
+at::Tensor AttentionPostNorm(const Decoder& decoder, const DecoderLayer& layer,
+                             const at::Tensor& sum);
+at::Tensor MlpPostNorm(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& sum);
+
+// Rows of the last stream [N, H] -> rows [N, E] that the head multiplies.
 at::Tensor FinalNorm(const Decoder& decoder, const at::Tensor& x);
 
 }  // namespace lemo::train

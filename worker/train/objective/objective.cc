@@ -1,11 +1,11 @@
 #include "worker/train/objective/objective.h"
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 
 #include "kernels/cross_entropy/cross_entropy.h"
-#include "kernels/rms_norm/rms_norm.h"
 #include "worker/train/memory/counting_allocator.h"
 
 namespace lemo::train {
@@ -39,8 +39,11 @@ CrossEntropyObjective::CrossEntropyObjective(const Decoder& decoder, Trainables&
       segment_rows_(
           ChooseSegmentRows(segment_rows, decoder.config.vocabulary, decoder.device.is_cpu())) {
   for (Trainable& trainable : trainables) {
-    if (trainable.value.is_same(decoder.final_norm)) norm_ = &trainable;
-    if (trainable.value.is_same(decoder.head)) head_ = &trainable;
+    if (trainable.value.is_same(decoder.head)) {
+      head_ = &trainable;
+    } else if (trainable.stage == Stage::kHead) {
+      final_.push_back(&trainable);
+    }
   }
 }
 
@@ -57,9 +60,12 @@ LossSums CrossEntropyObjective::LossAndGradient(const at::Tensor& stream, const 
   at::Tensor correct = at::zeros({}, labels.options());
   for (int64_t first = 0; first < rows.size(0); first += segment_rows_) {
     const at::Tensor segment = rows.narrow(0, first, std::min(segment_rows_, rows.size(0) - first));
-    const at::Tensor x = stream.index_select(0, segment);
-    const auto [normed, rstd] =
-        kernels::RmsNormForward(x, decoder_.final_norm, decoder_.config.rms_norm_eps);
+    const at::Tensor x = stream.index_select(0, segment).requires_grad_(true);
+    at::Tensor normed;
+    {
+      const at::AutoGradMode grad_mode(true);
+      normed = FinalNorm(decoder_, x);
+    }
     const at::Tensor logits = at::linear(normed, decoder_.head);
     const auto [losses, hits] = kernels::CrossEntropyInPlace(
         logits, labels.index_select(0, segment), {.scale = scale, .want_gradient = true});
@@ -67,11 +73,12 @@ LossSums CrossEntropyObjective::LossAndGradient(const at::Tensor& stream, const 
     correct += hits.sum();
     const at::Tensor& dlogits = logits;
     if (head_ != nullptr) AddProduct(dlogits.t(), normed, head_->grad);
-    const auto [dx, dnorm] =
-        kernels::RmsNormBackward(dlogits.matmul(decoder_.head), x, rstd, decoder_.final_norm,
-                                 /*need_weight_grad=*/norm_ != nullptr);
-    if (norm_ != nullptr) norm_->grad.add_(dnorm);
-    stream.index_copy_(0, segment, dx);
+    std::vector<at::Tensor> inputs = {x};
+    for (const Trainable* trainable : final_) inputs.push_back(trainable->value);
+    const std::vector<at::Tensor> grads =
+        torch::autograd::grad({normed}, inputs, {dlogits.matmul(decoder_.head)});
+    for (size_t i = 0; i < final_.size(); ++i) final_[i]->grad.add_(grads[i + 1]);
+    stream.index_copy_(0, segment, grads[0]);
   }
   return {loss.item<double>(), rows.size(0), correct.item<int64_t>()};
 }

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "worker/train/model/decoder.h"
 #include "worker/train/tuner/tuner.h"
@@ -38,7 +39,8 @@ class CrossEntropyObjective {
   CrossEntropyObjective(const Decoder& decoder, Trainables& trainables, int64_t segment_rows);
 
   // Replaces the stream R by G = d(scale * sum of losses)/dR in place, adds to the gradients of the
-  // final norm and the head if they train. `labels` int64 [rows] on the device, -100 for none.
+  // final norm, the projection to the head and the head if they train. `labels` int64 [rows] on the
+  // device, -100 for none.
   LossSums LossAndGradient(const at::Tensor& stream, const at::Tensor& labels, double scale);
 
   // The loss alone; the stream stays. `rows` (may be null) receives it row by row.
@@ -51,7 +53,7 @@ class CrossEntropyObjective {
 
  private:
   const Decoder& decoder_;
-  Trainable* norm_ = nullptr;
+  std::vector<Trainable*> final_;  // between the last layer and the head
   Trainable* head_ = nullptr;
   int64_t segment_rows_;
 };

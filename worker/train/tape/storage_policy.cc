@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "worker/train/memory/arena.h"
+#include "worker/train/model/sign_bits.h"
 
 namespace lemo::train {
 namespace {
@@ -44,7 +45,8 @@ std::string StoragePolicyName(const StoragePolicy& policy) {
 }
 
 int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config,
-                   const LayerRowCounts& rows, int64_t element_bytes, int64_t statistic_bytes) {
+                   const LayerRowCounts& rows, int64_t element_bytes, int64_t statistic_bytes,
+                   bool down_trains) {
   const auto slot = [](int64_t count, int64_t width, int64_t bytes) {
     return Arena::Rounded(count * width * bytes);
   };
@@ -56,8 +58,17 @@ int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config,
   if (rows.seen > 0) {
     bytes += 2 * slot(rows.seen, config.kv_heads * config.head_dim, element_bytes);
   }
-  if (policy.KeepsX2() || rows.separate) bytes += slot(rows.mlp, config.hidden, element_bytes);
-  if (policy.KeepsGateUp()) bytes += 2 * slot(rows.mlp, config.intermediate, element_bytes);
+  if (config.post_norm) {
+    bytes += 2 * slot(rows.stream, config.hidden, element_bytes);
+  } else if (policy.KeepsX2() || rows.separate) {
+    bytes += slot(rows.mlp, config.hidden, element_bytes);
+  }
+  if (policy.KeepsGateUp()) {
+    const bool gated = config.mlp == DecoderConfig::Mlp::kSwiGlu;
+    bytes += gated || down_trains
+                 ? (gated ? 2 : 1) * slot(rows.mlp, config.intermediate, element_bytes)
+                 : slot(rows.mlp, SignBytes(config.intermediate), 1);
+  }
   return bytes;
 }
 

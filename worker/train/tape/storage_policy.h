@@ -12,7 +12,12 @@
 namespace lemo::train {
 
 // Boundaries of a layer, in order: x (its input), q, k, v (after rope), o, lse (attention), x2 (the
-// stream between attention and MLP), gate, up. Backward replays the stages between kept ones.
+// stream between attention and MLP), gate, up. Backward replays the stages between kept ones. A
+// ReLU MLP has no gate, and of up the signs are enough where nothing that trains reads the
+// activations.
+//
+// A post-norm layer keeps, under every policy and for all rows of its stream, the two sums that its
+// norms were taken of: the norm of the first is x2, which is then not kept besides.
 struct StoragePolicy {
   enum class Keep {
     kInput,         // x
@@ -42,11 +47,15 @@ struct LayerRowCounts {
   bool separate = false;
   // Rows that attention only sees: their keys and values are always kept, since their x is not.
   int64_t seen = 0;
+  // Rows of the stream; only post-norm layers keep something of all of them.
+  int64_t stream = 0;
 };
 
 // Bytes that one layer keeps, with activations of `element_bytes` and softmax statistics of
-// `statistic_bytes` an element, each boundary rounded up to the arena's alignment.
+// `statistic_bytes` an element, each boundary rounded up to the arena's alignment. `down_trains`:
+// the MLP's last projection trains or has an adapter (else signs are enough for a ReLU).
 int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config,
-                   const LayerRowCounts& rows, int64_t element_bytes, int64_t statistic_bytes);
+                   const LayerRowCounts& rows, int64_t element_bytes, int64_t statistic_bytes,
+                   bool down_trains = false);
 
 }  // namespace lemo::train

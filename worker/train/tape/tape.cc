@@ -7,7 +7,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/gather_norm/gather_norm.h"
 #include "kernels/rows/rows.h"
+#include "worker/train/model/family/family.h"
+#include "worker/train/model/sign_bits.h"
 
 namespace lemo::train {
 namespace {
@@ -104,7 +107,8 @@ std::vector<at::Tensor> Backpropagate(const std::vector<at::Tensor>& outputs,
 }  // namespace
 
 RowBounds RowBounds::Dense(int64_t layers, int64_t rows) {
-  return {rows, std::vector<LayerRowCounts>(layers, {.attention = rows, .mlp = rows})};
+  return {rows,
+          std::vector<LayerRowCounts>(layers, {.attention = rows, .mlp = rows, .stream = rows})};
 }
 
 Tape::Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options,
@@ -120,12 +124,12 @@ Tape::Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options,
       host_(0, at::kCPU, /*pinned=*/!decoder.device.is_cpu()) {
   for (Trainable& trainable : trainables_) {
     if (trainable.stage == Stage::kEmbedding) {
-      embedding_ = &trainable;
+      embedding_.push_back(&trainable);
     } else if (trainable.stage != Stage::kHead) {
       ParametersOf(trainable.layer, trainable.stage).push_back(&trainable);
     }
   }
-  if (horizon_ < decoder.config.layers && embedding_ == nullptr) {
+  if (horizon_ < decoder.config.layers && embedding_.empty()) {
     for (const Stage stage : {Stage::kMlp, Stage::kOutput, Stage::kQkv}) {
       if (!ParametersOf(horizon_, stage).empty()) horizon_stage_ = stage;
     }
@@ -139,7 +143,8 @@ void Tape::Reserve(const RowBounds& bounds) {
     const StoragePolicy& policy = options_.policies[i];
     (policy.offload ? host : device) += SavedBytes(
         policy, decoder_.config, bounds.layers[i],
-        static_cast<int64_t>(c10::elementSize(decoder_.type)), StatisticBytes(decoder_.type));
+        static_cast<int64_t>(c10::elementSize(decoder_.type)), StatisticBytes(decoder_.type),
+        /*down_trains=*/!OnlySignsMatter(decoder_, decoder_.layers[i]));
   }
   arena_.Reserve(device);
   host_.Reserve(host);
@@ -158,7 +163,7 @@ std::vector<Trainable*>& Tape::ParametersOf(int64_t layer, Stage stage) {
 }
 
 bool Tape::NeedsGradientBelow(int64_t layer, Stage stage) const {
-  return embedding_ != nullptr || std::pair(horizon_, horizon_stage_) < std::pair(layer, stage);
+  return !embedding_.empty() || std::pair(horizon_, horizon_stage_) < std::pair(layer, stage);
 }
 
 StageContext Tape::Context(const RowSet& rows) const {
@@ -171,6 +176,7 @@ at::Tensor Tape::Forward(const at::Tensor& tokens, std::shared_ptr<const RowSpac
   arena_.Reset();
   host_.Reset();
   tokens_ = tokens;
+  positions_ = space->positions();
   space_ = std::move(space);
   rows_.clear();
   departures_.clear();
@@ -184,13 +190,14 @@ at::Tensor Tape::Forward(const at::Tensor& tokens, std::shared_ptr<const RowSpac
 
   at::Tensor whole = arena_.Take({tokens.size(0), decoder_.config.hidden}, decoder_.type);
   const int64_t stream_bytes = arena_.used();
-  at::index_select_out(whole, decoder_.embedding, 0, tokens);
+  Embed(decoder_, tokens_, positions_, whole);
   const auto finite = [&](const at::Tensor& stream, const std::string& name) {
     if (!options.check_finite || stream.isfinite().all().item<bool>()) return true;
     first_bad_ = name;
     return false;
   };
-  if (!finite(whole, "model.embed_tokens")) return whole;
+  const ModuleNames& names = NamesOf(decoder_.config);
+  if (!finite(whole, names.embedding)) return whole;
   at::Tensor stream = whole;
   for (int64_t i = 0; i < decoder_.config.layers; ++i) {
     if (source != nullptr) {
@@ -200,7 +207,7 @@ at::Tensor Tape::Forward(const at::Tensor& tokens, std::shared_ptr<const RowSpac
       }
     }
     ForwardLayer(i, stream, source, for_backward && i >= horizon_);
-    if (!finite(stream, absl::StrCat("model.layers.", i))) return stream;
+    if (!finite(stream, absl::StrCat(names.layers, i))) return stream;
   }
   saved_bytes_ = arena_.used() - stream_bytes + host_.used();
   return keep_left_rows_ ? whole : stream;
@@ -256,26 +263,54 @@ void Tape::ForwardLayer(int64_t index, const at::Tensor& stream, RowSource* sour
   const DecoderLayer& layer = decoder_.layers[index];
   const StoragePolicy& policy = options_.policies[index];
   // Where only the MLP trains, backward ends at x2 and nothing of attention is wanted.
-  const bool only_mlp = index == horizon_ && horizon_stage_ == Stage::kMlp && embedding_ == nullptr;
+  const bool only_mlp = index == horizon_ && horizon_stage_ == Stage::kMlp && embedding_.empty();
   const bool keep_attention = keep && !only_mlp;
   Boundaries& saved = saved_[index];
   LayerRows& chosen = rows_.emplace_back(LayerRows{space_, nullptr, nullptr});
   if (source != nullptr) chosen.attention = source->Attention(index, *space_, stream);
 
+  Arena& arena = policy.offload ? host_ : arena_;
   // Copies a boundary to its slot and returns the tensor to go on with.
   const auto kept = [&](at::Tensor& slot, bool wanted, const at::Tensor& value) {
     if (!wanted) return value;
-    slot = (policy.offload ? host_ : arena_).Take(value.sizes(), value.scalar_type());
+    slot = arena.Take(value.sizes(), value.scalar_type());
     slot.copy_(value, /*non_blocking=*/true);
     return policy.offload ? value : slot;
+  };
+  const DecoderConfig& config = decoder_.config;
+  const bool post_norm = config.post_norm;
+  const bool fuses_norm = config.norm == DecoderConfig::Norm::kRms && !post_norm;
+  // Rows of the stream as a sub-block reads them, and their norm where one pass over the stream
+  // makes both. `slot` is undefined or takes the rows.
+  const auto read = [&](const RowSet& rows, int64_t first, int64_t count, const at::Tensor& weight,
+                        const at::Tensor& slot) -> std::pair<at::Tensor, at::Tensor> {
+    if (rows.indices && fuses_norm && (!slot.defined() || slot.device() == stream.device())) {
+      kernels::NormedRows made = kernels::GatherRmsNorm(
+          stream, rows.indices->narrow(0, first, count), weight, config.rms_norm_eps,
+          slot.defined() ? std::optional(slot) : std::nullopt);
+      return {made.x, made.y};
+    }
+    const at::Tensor x = TakeRows(stream, rows, first, count);
+    if (!slot.defined()) return {x, at::Tensor()};
+    slot.copy_(x, /*non_blocking=*/true);
+    return {policy.offload ? x : slot, at::Tensor()};
+  };
+  const auto normalise = [&](at::Tensor& slot, const auto& norm) {
+    kept(slot, keep, stream);
+    at::Tensor rows = stream;
+    rows.copy_(norm(decoder_, layer, stream));
   };
 
   std::shared_ptr<const RowSet> row_set = chosen.AttentionRows();
   {
     const RowSet& rows = *row_set;
-    const at::Tensor x = kept(saved.x, keep_attention, TakeRows(stream, rows, 0, rows.count));
+    if (keep_attention) saved.x = arena.Take({rows.count, config.hidden}, decoder_.type);
     const StageContext context = Context(rows);
-    Qkv qkv = QkvStage(decoder_, layer, x, rows.rope, context, {});
+    Qkv qkv;
+    {
+      const auto [x, normed] = read(rows, 0, rows.count, layer.attention_norm, saved.x);
+      qkv = QkvStage(decoder_, layer, x, rows.rope, context, {}, /*want_q=*/true, normed);
+    }
     const bool keep_qkv = keep_attention && policy.KeepsQkv();
     Boundaries values;
     values.q = kept(saved.q, keep_qkv, qkv.q);
@@ -296,31 +331,44 @@ void Tape::ForwardLayer(int64_t index, const at::Tensor& stream, RowSource* sour
     result.lse = kept(saved.lse, keep_out, result.lse);
     AddRows(stream, rows, 0, rows.count, OutputStage(layer, result.o, context, Output::Compute()));
   }
+  if (post_norm) normalise(saved.attention_sum, AttentionPostNorm);
 
   chosen.mlp = source != nullptr ? source->Mlp(index, *space_, stream) : nullptr;
   if (!chosen.shared()) row_set = chosen.MlpRows();
   const RowSet& mlp_rows = *row_set;
-  // x2 is rebuilt from x and o only where the MLP reads the same rows.
-  const bool keep_x2 = keep && (policy.KeepsX2() || only_mlp || !chosen.shared());
-  if (keep_x2) kept(saved.x2, true, TakeRows(stream, mlp_rows, 0, mlp_rows.count));
+  // x2 is rebuilt from x and o only where the MLP reads the same rows; in post-norm models from the
+  // sum that it is the norm of.
+  const bool keep_x2 = keep && !post_norm && (policy.KeepsX2() || only_mlp || !chosen.shared());
+  if (keep_x2) saved.x2 = arena.Take({mlp_rows.count, config.hidden}, decoder_.type);
   if (keep && policy.KeepsGateUp()) {
-    Arena& arena = policy.offload ? host_ : arena_;
-    saved.gate = arena.Take({mlp_rows.count, decoder_.config.intermediate}, decoder_.type);
-    saved.up = arena.Take({mlp_rows.count, decoder_.config.intermediate}, decoder_.type);
+    const int64_t width = config.intermediate;
+    if (layer.gate.weight.defined()) {
+      saved.gate = arena.Take({mlp_rows.count, width}, decoder_.type);
+    }
+    saved.up = OnlySignsMatter(decoder_, layer)
+                   ? arena.Take({mlp_rows.count, SignBytes(width)}, at::kByte)
+                   : arena.Take({mlp_rows.count, width}, decoder_.type);
   }
   const StageContext context = Context(mlp_rows);
   for (int64_t first = 0; first < mlp_rows.count; first += tile_rows_) {
     const int64_t count = std::min(tile_rows_, mlp_rows.count - first);
     GateUp made;
-    const at::Tensor delta =
-        MlpStage(decoder_, layer, TakeRows(stream, mlp_rows, first, count),
-                 TileContext(context, first, count), {}, Output::Compute(), &made);
+    const auto [x2, normed] =
+        read(mlp_rows, first, count, layer.mlp_norm,
+             saved.x2.defined() ? saved.x2.narrow(0, first, count) : at::Tensor());
+    const at::Tensor delta = MlpStage(decoder_, layer, x2, TileContext(context, first, count), {},
+                                      Output::Compute(), &made, normed);
     if (saved.gate.defined()) {
       saved.gate.narrow(0, first, count).copy_(made.gate, /*non_blocking=*/true);
-      saved.up.narrow(0, first, count).copy_(made.up, /*non_blocking=*/true);
+    }
+    if (saved.up.defined()) {
+      const bool signs = saved.up.scalar_type() == at::kByte;
+      saved.up.narrow(0, first, count)
+          .copy_(signs ? PackSigns(made.up) : made.up, /*non_blocking=*/true);
     }
     AddRows(stream, mlp_rows, first, count, delta);
   }
+  if (post_norm) normalise(saved.mlp_sum, MlpPostNorm);
 }
 
 void Tape::Backward(const at::Tensor& stream) {
@@ -336,8 +384,22 @@ void Tape::Backward(const at::Tensor& stream) {
       departures_.pop_back();
     }
   }
-  if (embedding_ != nullptr) {
-    embedding_->grad.index_add_(0, tokens_, whole.to(embedding_->grad.scalar_type()));
+  BackwardEmbedding(whole);
+}
+
+void Tape::BackwardEmbedding(const at::Tensor& stream) {
+  for (Trainable* trainable : embedding_) {
+    at::Tensor& grad = trainable->grad;
+    if (trainable->value.is_same(decoder_.embedding)) {
+      const at::Tensor& in = decoder_.project_in;
+      const at::Tensor rows = in.defined() ? stream.matmul(in) : stream;
+      grad.index_add_(0, tokens_, rows.to(grad.scalar_type()));
+    } else if (trainable->value.is_same(decoder_.positions)) {
+      grad.index_add_(0, positions_ + decoder_.config.position_offset,
+                      stream.to(grad.scalar_type()));
+    } else {
+      grad.add_(stream.t().matmul(decoder_.embedding.index_select(0, tokens_)));
+    }
   }
 }
 
@@ -356,6 +418,27 @@ void Tape::BackwardLayer(int64_t index, const at::Tensor& stream) {
     for (at::Tensor* tensor : kept.All()) {
       if (tensor->defined()) *tensor = tensor->to(decoder_.device, /*non_blocking=*/true);
     }
+  }
+
+  const bool post_norm = decoder_.config.post_norm;
+  // The gradient of the stream, from behind a norm of `sum` to in front of it.
+  const auto through_norm = [&](const at::Tensor& sum, const auto& norm, Stage stage) {
+    const at::Tensor leaf = Leaf(sum, true);
+    at::Tensor normed;
+    {
+      const at::AutoGradMode grad_mode(true);
+      normed = norm(decoder_, layer, leaf);
+    }
+    at::Tensor gradient = stream;
+    gradient.copy_(Backpropagate({normed}, {stream}, {leaf}, ParametersOf(index, stage))[0]);
+  };
+  const std::shared_ptr<const RowSet> mlp_rows =
+      rows_[index].shared() ? row_set : rows_[index].MlpRows();
+  if (post_norm) {
+    through_norm(kept.mlp_sum, MlpPostNorm, Stage::kMlp);
+    kept.mlp_sum = at::Tensor();
+    kept.x2 = AttentionPostNorm(decoder_, layer,
+                                TakeRows(kept.attention_sum, *mlp_rows, 0, mlp_rows->count));
   }
 
   // Replays the projections with their graph if it will be walked.
@@ -387,9 +470,10 @@ void Tape::BackwardLayer(int64_t index, const at::Tensor& stream) {
     // One rounding of an exact sum, as when the sub-block was added to the stream: bit-equal.
     kept.x2 = kept.x + delta.detach();
   }
-  BackwardMlp(index, stream, rows_[index].shared() ? rows : *rows_[index].MlpRows(), kept);
+  BackwardMlp(index, stream, *mlp_rows, kept);
   kept.x2 = kept.gate = kept.up = at::Tensor();
   if (!into_attention) return;
+  if (post_norm) through_norm(kept.attention_sum, AttentionPostNorm, Stage::kOutput);
 
   if (!kept.o.defined()) {
     replay_qkv();
@@ -436,11 +520,15 @@ void Tape::BackwardMlp(int64_t index, const at::Tensor& stream, const RowSet& ro
       return all.defined() ? all.narrow(0, first, count) : at::Tensor();
     };
     const at::Tensor x2 = Leaf(tile(kept.x2), into_x2);
+    at::Tensor up = tile(kept.up);
+    if (up.defined() && up.scalar_type() == at::kByte) {
+      up = UnpackSigns(up, decoder_.config.intermediate, decoder_.type);
+    }
     at::Tensor delta;
     {
       const at::AutoGradMode grad_mode(true);
       delta = MlpStage(decoder_, layer, x2, TileContext(context, first, count),
-                       {tile(kept.gate), tile(kept.up)}, Output::Skip(), nullptr);
+                       {tile(kept.gate), up}, Output::Skip(), nullptr);
     }
     const at::Tensor dx2 =
         Backpropagate({delta}, {TakeRows(stream, rows, first, count)}, {x2}, parameters)[0];

@@ -6,6 +6,10 @@
 // that do not come back leave the stream: it is partitioned in place into those that stay and those
 // that left, and put back in order on the way down (lemo-spec sections 7 and 19).
 //
+// In post-norm models the norm that follows a sub-block changes every row of the stream, also those
+// that the sub-block passed by. A row that left the stream has its last state: it is not normalised
+// any more, and was when it left.
+//
 // What a pass keeps of a choice of rows is its mask of blocks; the row lists are made from it again
 // on the way down. Nothing is chosen twice.
 //
@@ -115,10 +119,12 @@ class Tape {
 
  private:
   struct Boundaries {
-    at::Tensor x, q, k, v, o, lse, x2, gate, up;
-    at::Tensor seen_k, seen_v;  // of the rows that attention only sees
+    at::Tensor x, q, k, v, o, lse, x2, gate, up;  // up may be its signs, uint8 (sign_bits.h)
+    at::Tensor seen_k, seen_v;                    // of the rows that attention only sees
+    at::Tensor attention_sum, mlp_sum;  // post-norm: what the norms were taken of, all rows
     std::vector<at::Tensor*> All() {
-      return {&x, &q, &k, &v, &o, &lse, &x2, &gate, &up, &seen_k, &seen_v};
+      return {&x,      &q, &k, &v, &o, &lse, &x2, &gate, &up, &seen_k, &seen_v, &attention_sum,
+              &mlp_sum};
     }
   };
   // The rows of one layer.
@@ -149,6 +155,7 @@ class Tape {
   void BackwardLayer(int64_t index, const at::Tensor& stream);
   void BackwardMlp(int64_t index, const at::Tensor& stream, const RowSet& rows,
                    const Boundaries& kept);
+  void BackwardEmbedding(const at::Tensor& stream);
   StageContext Context(const RowSet& rows) const;
 
   const Decoder& decoder_;
@@ -157,14 +164,14 @@ class Tape {
   int64_t tile_rows_;
   // [layer][stage]
   std::vector<std::vector<std::vector<Trainable*>>> parameters_;
-  Trainable* embedding_ = nullptr;
+  std::vector<Trainable*> embedding_;  // of everything in front of the first layer
   int64_t horizon_ = 0;
   Stage horizon_stage_ = Stage::kQkv;
   Arena arena_;
   Arena host_;  // for offloaded layers
 
   // Of the micro-batch between Forward and Backward.
-  at::Tensor tokens_;
+  at::Tensor tokens_, positions_;
   std::shared_ptr<const RowSpace> space_;  // of the stream as it is
   std::vector<LayerRows> rows_;
   std::vector<Departure> departures_;

@@ -151,11 +151,11 @@ RowBounds TokenPlan::Bounds() const {
     // At least as many rows are kept, but for one short block a document.
     const int64_t least = rows - settings_.block * (std::ssize(layout_.documents) - 1);
     const bool sees_others = settings_.kv_all && keep < 1;
-    bounds.layers.push_back(
-        {.attention = rows,
-         .mlp = settings_.mlp == MlpRows::kAll ? layout_.rows() : rows,
-         .separate = separate,
-         .seen = sees_others ? layout_.rows() - std::max<int64_t>(least, 0) : 0});
+    bounds.layers.push_back({.attention = rows,
+                             .mlp = settings_.mlp == MlpRows::kAll ? layout_.rows() : rows,
+                             .separate = separate,
+                             .seen = sees_others ? layout_.rows() - std::max<int64_t>(least, 0) : 0,
+                             .stream = settings_.scope == Scope::kNested ? rows : bounds.stream});
   }
   return bounds;
 }
