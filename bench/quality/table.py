@@ -54,11 +54,9 @@ class Group:
         dense = self.dense.get(record["seed"])
         return None if dense is None else value(record, dense)
 
-    def gap(self, record, field="loss"):
+    def gap(self, record):
         """Perplexity above dense, percent."""
-        if record.get(field) is None:
-            return None
-        return self.against_dense(record, lambda r, d: (math.exp(r[field] - d["loss"]) - 1) * 100)
+        return self.against_dense(record, lambda r, d: (math.exp(r["loss"] - d["loss"]) - 1) * 100)
 
     def gain_kept(self, record):
         base = self.base.get(record["seed"])
@@ -93,8 +91,8 @@ def rows_of(group, task):
     columns = ["arm", "kept", "seeds", "perplexity", "gap to dense, %", "gain kept, %", "time", "peak above model",
                "saved bytes"]
     columns += (["exact match, %", "by distance, near to far, %"] if task == "c" else
-                ["gap in first / last quarter, %", "copy loss, near / far"])
-    columns += ["sparse forward, %", "recall"]
+                ["gap in first / last quarter, %"])
+    columns += ["sparse - dense forward, nats", "recall"]
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(["---"] * len(columns)) + " |"]
     for arm, keep, records in group.arms():
         def over(value, form="{:+.1f}"):
@@ -108,9 +106,9 @@ def rows_of(group, task):
             cells += [over(lambda r: 100 * r["exact"] if "exact" in r else None, "{:.0f}"),
                       quarters(records)]
         else:
-            cells += [" / ".join(over(lambda r, p=p: group.position_gap(r, p)) for p in (0, -1)), probe(records)]
+            cells += [" / ".join(over(lambda r, p=p: group.position_gap(r, p)) for p in (0, -1))]
         cells = [cell.strip(" /") for cell in cells]
-        cells += [over(lambda r: group.gap(r, "sparse_loss")), over(lambda r: r.get("recall"), "{:.2f}")]
+        cells += [over(lambda r: r["sparse_loss"] - r["loss"] if "sparse_loss" in r else None, "{:+.2f}"), over(lambda r: r.get("recall"), "{:.2f}")]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -122,14 +120,20 @@ def quarters(records):
     return " ".join(f"{100 * statistics.mean(of_part):.0f}" for of_part in zip(*found))
 
 
-def probe(records):
-    """Mean over seeds at the shortest and the longest distance, and without a first occurrence."""
-    found = [r["probe"] for r in records if r.get("probe")]
+def probe_lines(group):
+    """Loss on the second occurrence of a passage by its distance, mean over seeds."""
+    found = [(arm, keep, [r["probe"] for r in records if r.get("probe")]) for arm, keep, records in group.arms()]
+    found = [(arm, keep, probes) for arm, keep, probes in found if probes]
     if not found:
-        return ""
-    distances = sorted(map(int, found[0]))
-    means = [statistics.mean(each[str(d)] for each in found) for d in (distances[1], distances[-1], 0)]
-    return f"{means[0]:.2f} / {means[1]:.2f} (new {means[2]:.2f})"
+        return []
+    distances = sorted(map(int, found[0][2][0]))
+    lines = ["Loss on the second occurrence of a passage, by distance in tokens:", "",
+             "| arm | kept | " + " | ".join(str(d) if d else "not seen before" for d in distances) + " |",
+             "| --- | --- | " + " | ".join(["---"] * len(distances)) + " |"]
+    for arm, keep, probes in found:
+        cells = [f"{statistics.mean(each[str(d)] for each in probes):.2f}" for d in distances]
+        lines.append(f"| {arm} | {keep:g} | " + " | ".join(cells) + " |")
+    return lines + [""]
 
 
 TITLES = {"a": "Task a: reading on in a novel that the base has not seen",
@@ -152,7 +156,8 @@ def render(records):
               "[bench/quality](../quality/README.md).", ""]
     for (task, length, steps, batch), found in sorted(groups.items()):
         books = sorted({record["book"] for record in found if "book" in record})
+        group = Group(found)
         lines += [f"## {TITLES[task]}: {length} tokens, {steps} steps of {batch}", "",
                   f"Learning rate {found[0]['lr']:g}; text: {', '.join(books)}.", "",
-                  *rows_of(Group(found), task), ""]
+                  *rows_of(group, task), "", *probe_lines(group)]
     return "\n".join(lines)
