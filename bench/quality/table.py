@@ -108,7 +108,8 @@ def rows_of(group, task):
         else:
             cells += [" / ".join(over(lambda r, p=p: group.position_gap(r, p)) for p in (0, -1))]
         cells = [cell.strip(" /") for cell in cells]
-        cells += [over(lambda r: r["sparse_loss"] - r["loss"] if "sparse_loss" in r else None, "{:+.2f}"), over(lambda r: r.get("recall"), "{:.2f}")]
+        cells += [over(lambda r: r["sparse_loss"] - r["loss"] if "sparse_loss" in r else None, "{:+.2f}"),
+                  over(lambda r: r.get("recall"), "{:.2f}")]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
