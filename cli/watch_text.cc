@@ -17,19 +17,39 @@ using lemo::v1::RunEvent;
 
 constexpr char kEraseLine[] = "\r\x1b[K";
 
+// Share of the rows that sub-blocks computed, mean of all; "" for a step of all rows.
+std::string Kept(const lemo::v1::StepEvent& step) {
+  const lemo::v1::TokenSparsity& sparsity = step.sparsity();
+  const int sub_blocks = sparsity.attention_kept_size() + sparsity.mlp_kept_size();
+  if (sub_blocks == 0) return "";
+  double sum = 0;
+  for (const double share : sparsity.attention_kept()) sum += share;
+  for (const double share : sparsity.mlp_kept()) sum += share;
+  return absl::StrFormat("kept %.0f %%", 100 * sum / sub_blocks);
+}
+
 std::string RunText(const RunEvent& run) {
   switch (run.event_case()) {
     case RunEvent::kPhase:
       return absl::StrFormat("%-10s  %s  %s", "phase", run.phase().name(), run.phase().detail());
     case RunEvent::kStep: {
       const lemo::v1::StepEvent& step = run.step();
+      const std::string kept = Kept(step);
       return absl::StrFormat(
-          "%-10s  %d/%d  loss %s  lr %.2e  grad norm %s  %s tok/s  peak %s  ETA %s", "step",
+          "%-10s  %d/%d  loss %s  lr %.2e  grad norm %s  %s tok/s%s%s  peak %s  ETA %s", "step",
           step.step(), step.steps(), Fixed(step.loss(), 4), step.learning_rate(),
           Significant(step.grad_norm(), 3), ShortCount(step.tokens_per_second()),
-          HumanBytes(step.peak_bytes()), ClockDuration(step.eta_seconds()));
+          kept.empty() ? "" : "  ", kept, HumanBytes(step.peak_bytes()),
+          ClockDuration(step.eta_seconds()));
     }
     case RunEvent::kEval:
+      if (!run.eval().recall().empty()) {  // of a predictor
+        double recall = 0;
+        for (const double share : run.eval().recall()) recall += share / run.eval().recall_size();
+        return absl::StrFormat("%-10s  at step %d  loss %s  recall %s %%", "eval",
+                               run.eval().step(), Fixed(run.eval().loss(), 4),
+                               Fixed(100 * recall, 1));
+      }
       return absl::StrFormat(
           "%-10s  at step %d  loss %s  perplexity %s  accuracy %s %%%s", "eval", run.eval().step(),
           Fixed(run.eval().loss(), 4), Significant(run.eval().perplexity(), 5),
@@ -52,6 +72,8 @@ std::string RunText(const RunEvent& run) {
                              Fixed(run.result().train_loss(), 4));
     case RunEvent::kError:
       return absl::StrFormat("%-10s  %s", "error", run.error().message());
+    case RunEvent::kSelection:
+      return absl::StrFormat("%-10s  blocks kept in step %d", "selection", run.selection().step());
     case RunEvent::EVENT_NOT_SET:
       return "event of a kind that this version does not know";
   }
@@ -84,7 +106,8 @@ bool WatchText::IsKept(const JobEvent& event) const {
     return (from == Job::RUNNING || from == Job::STARTING) &&
            (to == Job::QUEUED || to == Job::PAUSED);
   }
-  return !event.run().has_step() && !event.run().has_phase() && !event.run().has_result();
+  return !event.run().has_step() && !event.run().has_phase() && !event.run().has_result() &&
+         !event.run().has_selection();
 }
 
 std::string WatchText::Event(const JobEvent& event) {
@@ -99,6 +122,7 @@ std::string WatchText::Event(const JobEvent& event) {
   } else if (event.run().has_step()) {
     const lemo::v1::StepEvent& step = event.run().step();
     phase_.clear();
+    kept_ = Kept(step);
     progress_.set_step(step.step());
     progress_.set_steps(step.steps());
     progress_.set_loss(step.loss());
@@ -118,6 +142,7 @@ std::string WatchText::LiveLine() const {
   if (state_ == Job::RUNNING) {
     part(phase_);
     part(ProgressText(progress_, options_.memory_limit));
+    part(kept_);
     if (phase_.empty() && progress_.step() == 0) part(reason_);
   } else {
     part(reason_);

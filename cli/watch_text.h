@@ -46,6 +46,7 @@ class WatchText {
   std::string reason_;
   std::string phase_;
   lemo::v1::Progress progress_;
+  std::string kept_;  // of the last step
   bool drawn_ = false;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <string>
 
 #include "worker/train/report/report.h"
 #include "worker/train/spec/spec.h"
@@ -41,6 +42,37 @@ inline lemo::v1::StepEvent SampleStep(int step, int steps) {
   out.set_peak_bytes(432013312);
   out.set_eta_seconds(0.5 * (steps - step));
   out.set_epoch(step / 32.0);
+  return out;
+}
+
+// Of a model of 4 layers: the first computes all rows, one drops some in its MLP too.
+inline lemo::v1::TokenSparsity SampleSparsity(int step) {
+  lemo::v1::TokenSparsity out;
+  for (const double share : {1.0, 0.5, 0.375, 0.5}) out.add_attention_kept(share);
+  for (const double share : {1.0, 0.5, 0.625, 0.5}) out.add_mlp_kept(share);
+  out.set_never_kept(0.25);
+  out.set_loss_kept(0.75);
+  out.set_bad_blocks(step == 30 ? 2 : 0);
+  out.set_selection_seconds(0.0078125);
+  if (step % 10 == 0) {
+    out.add_recall(0.5 + step / 128.0);
+    out.add_recall_layers(1 + step / 10 % 3);
+  }
+  return out;
+}
+
+// 8 blocks of 64 rows but one, in two documents.
+inline lemo::v1::SelectionEvent SampleSelection(int step) {
+  using std::string_literals::operator""s;
+  lemo::v1::SelectionEvent out;
+  out.set_step(step);
+  for (const int row : {0, 64, 128, 192, 208, 272, 336, 400, 464}) out.add_block_starts(row);
+  for (const int row : {0, 208, 464}) out.add_document_starts(row);
+  const std::string half = step % 2 ? "\1\0\1\0\1\1\0\0"s : "\1\1\0\0\1\0\0\1"s;
+  for (const std::string& mask : {std::string(8, 1), half, "\1\0\0\0\1\1\0\0"s, half}) {
+    out.add_attention(mask);
+  }
+  for (const std::string& mask : {""s, ""s, "\1\1\0\1\1\0\1\0"s, ""s}) out.add_mlp(mask);
   return out;
 }
 
@@ -176,6 +208,37 @@ inline void AddSampleEnd(SampleClock* clock, lemo::train::RunReport* report) {
   result->set_publish_max_logit_difference(1.9073486328125e-06);
   result->set_report("out/almayer/report.html");
   report->Add(event);
+}
+
+// The same run with rows dropped from step 9 on.
+inline void AddSparseSteps(int first, int last, SampleClock* clock,
+                           lemo::train::RunReport* report) {
+  for (int step = first; step <= last; ++step) {
+    auto event = clock->After(0.5);
+    *event.mutable_step() = SampleStep(step, 40);
+    if (step > 8) *event.mutable_step()->mutable_sparsity() = SampleSparsity(step);
+    report->Add(event);
+    if (step <= 8 || step % 5 != 0) continue;
+    event = clock->After(0);
+    *event.mutable_selection() = SampleSelection(step);
+    report->Add(event);
+    event.mutable_selection()->set_micro_batch(1);
+    report->Add(event);
+  }
+}
+
+inline lemo::train::RunReport SparseSampleReport() {
+  SampleClock clock;
+  lemo::train::RunReport report;
+  AddSampleStart(&clock, &report);
+  AddSparseSteps(1, 40, &clock, &report);
+  auto event = clock.After(1.25);
+  *event.mutable_eval() = SampleEval(40, 2.890625, 18.00456, true);
+  event.mutable_eval()->set_sparse_loss(3);
+  event.mutable_eval()->set_sparse_perplexity(20.08554);
+  report.Add(event);
+  AddSampleEnd(&clock, &report);
+  return report;
 }
 
 inline lemo::train::RunReport SampleReport() {

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <chrono>
 #include <iostream>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
@@ -148,6 +150,8 @@ AttemptStatus Attempt::Status() const {
     status.group = gang_->leader();
     status.devices.assign(assignment_.devices().begin(), assignment_.devices().end());
     status.step = last_step_;
+    status.recall = last_recall_;
+    status.bad_blocks = bad_blocks_;
     status.checkpoint = last_checkpoint_;
   } else if (!ended()) {
     status.state =
@@ -352,12 +356,17 @@ void Attempt::ReadEvents() {
   // The ranks are gone and what they had written was read, yet the pipe is open: somebody outside
   // of the group holds it.
   if (!gang_->sweeping() && gang_->status() && events.ok() && events->empty()) events_over_ = true;
+  if (events.ok()) {
+    // Pictures, of up to half a megabyte each, for the report that comes with the result. They
+    // would be most of what is kept here, sent, stored and watched of a job, and all of it twice.
+    std::erase_if(*events, [](const lemo::v1::RunEvent& event) { return event.has_selection(); });
+  }
   if (events.ok() && !events->empty()) {
     for (lemo::v1::RunEvent& event : *events) {
       if (event.has_checkpoint()) share_->Offer(event.checkpoint());
       names_.Restore(&event);
       if (event.has_error()) end_.error = event.error();
-      if (event.has_step()) last_step_ = event.step();
+      if (event.has_step()) Note(event.step());
       if (event.has_checkpoint() && event.checkpoint().reason() != "resumed") {
         last_checkpoint_ = BootClock::now();
       }
@@ -369,6 +378,16 @@ void Attempt::ReadEvents() {
     }
   }
   if (!events.ok()) EndGang(SystemError(std::string(events.status().message())));
+}
+
+void Attempt::Note(const lemo::v1::StepEvent& step) {
+  last_step_ = step;
+  if (!step.has_sparsity()) return;
+  bad_blocks_ = bad_blocks_.value_or(0) + step.sparsity().bad_blocks();
+  const auto& recall = step.sparsity().recall();
+  if (!recall.empty()) {
+    last_recall_ = std::accumulate(recall.begin(), recall.end(), 0.0) / recall.size();
+  }
 }
 
 void Attempt::CheckLimits(Instant now) {

@@ -109,6 +109,7 @@ class Attempt {
   void FinishTransfer();
   absl::Status StartGang(const Transfer& transfer);
   void ReadEvents();
+  void Note(const lemo::v1::StepEvent& step);
   void CheckLimits(Instant now);
   void FindFirstFailure();
   void FinishGang();
@@ -134,6 +135,8 @@ class Attempt {
   bool events_over_ = false;
   Instant started_at_{};
   std::optional<lemo::v1::StepEvent> last_step_;
+  std::optional<double> last_recall_;  // of the steps told of, as AttemptStatus has them
+  std::optional<int64_t> bad_blocks_;
   std::optional<Instant> last_checkpoint_;
   Instant kill_at_ = kNever;
   Instant limits_due_{};

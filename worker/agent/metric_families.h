@@ -111,6 +111,38 @@ inline const Family kRankMemory = {
     "lemo_rank_memory_bytes",
     "Peak of the tensors' memory by category, as lemo_job_memory_bytes.",
     {"job_name", "rank", "category"}};
+inline const Family kRankRowsKept = {
+    Type::kGauge,
+    "lemo_rank_rows_kept_ratio",
+    "Share of the rows that a layer's `attention` or `mlp` computed in the last step, mean of the "
+    "layers. This and the next four are there while the last step dropped rows.",
+    {"job_name", "rank", "sub_block"}};
+inline const Family kRankNeverKept = {
+    Type::kGauge,
+    "lemo_rank_rows_never_kept_ratio",
+    "Share of the last step's rows that no attention and no MLP of a layer that drops rows "
+    "computed.",
+    {"job_name", "rank"}};
+inline const Family kRankLossKept = {Type::kGauge,
+                                     "lemo_rank_labelled_rows_kept_ratio",
+                                     "Share of the last step's labelled rows that carried loss.",
+                                     {"job_name", "rank"}};
+inline const Family kRankSelectionTime = {Type::kGauge,
+                                          "lemo_rank_selection_time_ratio",
+                                          "Share of the last step's time that choosing rows took.",
+                                          {"job_name", "rank"}};
+inline const Family kRankRecall = {
+    Type::kGauge,
+    "lemo_rank_selection_recall_ratio",
+    "Of the blocks that true attention scores would have kept, the share that was kept; mean of "
+    "the layers measured last. From the first measurement on.",
+    {"job_name", "rank"}};
+inline const Family kRankBadBlocks = {
+    Type::kCounter,
+    "lemo_rank_bad_blocks_total",
+    "Blocks of rows whose score was not finite in the attempt's steps; they were kept. From the "
+    "first step that drops rows on.",
+    {"job_name", "rank"}};
 inline const Family kRankCheckpointAge = {
     Type::kGauge,
     "lemo_rank_checkpoint_age_seconds",
@@ -143,6 +175,12 @@ inline metrics::Families Own() {
           &kRankLearningRate,
           &kRankGradNorm,
           &kRankMemory,
+          &kRankRowsKept,
+          &kRankNeverKept,
+          &kRankLossKept,
+          &kRankSelectionTime,
+          &kRankRecall,
+          &kRankBadBlocks,
           &kGangResident,
           &kGangCpu,
           &kRankCheckpointAge};

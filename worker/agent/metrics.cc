@@ -4,6 +4,7 @@
 #include <fstream>
 #include <initializer_list>
 #include <map>
+#include <numeric>
 #include <system_error>
 #include <utility>
 
@@ -51,6 +52,28 @@ double HostMemoryAvailable() {
   return 0;
 }
 
+double Mean(const google::protobuf::RepeatedField<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / values.size();
+}
+
+// Of a rank whose last step dropped rows.
+void AddSparsity(const AttemptStatus& attempt, const metrics::Labels& rank,
+                 metrics::Samples* samples) {
+  const lemo::v1::StepEvent& step = *attempt.step;
+  const lemo::v1::TokenSparsity& sparsity = step.sparsity();
+  if (!sparsity.attention_kept().empty() && !sparsity.mlp_kept().empty()) {
+    samples->Set(families::kRankRowsKept, Mean(sparsity.attention_kept()),
+                 {attempt.job, "0", "attention"});
+    samples->Set(families::kRankRowsKept, Mean(sparsity.mlp_kept()), {attempt.job, "0", "mlp"});
+  }
+  samples->Set(families::kRankNeverKept, sparsity.never_kept(), rank);
+  samples->Set(families::kRankLossKept, sparsity.loss_kept(), rank);
+  if (step.seconds() > 0) {
+    samples->Set(families::kRankSelectionTime, sparsity.selection_seconds() / step.seconds(), rank);
+  }
+  if (attempt.recall) samples->Set(families::kRankRecall, *attempt.recall, rank);
+}
+
 void AddGang(const AttemptStatus& attempt, Instant now, metrics::Samples* samples) {
   if (const std::optional<GroupUsage> usage = UsageOfGroup(attempt.group)) {
     samples->Set(families::kGangResident, static_cast<double>(usage->resident_bytes),
@@ -62,7 +85,11 @@ void AddGang(const AttemptStatus& attempt, Instant now, metrics::Samples* sample
   if (attempt.checkpoint) {
     samples->Set(families::kRankCheckpointAge, ToSeconds(now - *attempt.checkpoint), rank);
   }
+  if (attempt.bad_blocks) {
+    samples->Set(families::kRankBadBlocks, static_cast<double>(*attempt.bad_blocks), rank);
+  }
   if (!attempt.step) return;
+  if (attempt.step->has_sparsity()) AddSparsity(attempt, rank, samples);
   const lemo::v1::StepEvent& step = *attempt.step;
   samples->Set(families::kRankStep, step.step(), rank);
   samples->Set(families::kRankSteps, step.steps(), rank);

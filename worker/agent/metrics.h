@@ -31,6 +31,8 @@ struct AttemptStatus {
   pid_t group = 0;
   std::vector<int> devices;
   std::optional<lemo::v1::StepEvent> step;
+  std::optional<double> recall;       // mean of the layers, when it was measured last
+  std::optional<int64_t> bad_blocks;  // of all its steps; nullopt while none has dropped rows
   std::optional<Instant> checkpoint;  // when it was told
   int64_t waiting_events = 0;         // that the coordinator has not acknowledged
   int64_t spool_bytes = 0;

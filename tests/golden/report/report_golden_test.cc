@@ -12,6 +12,16 @@ TEST(ReportGolden, Report) {
                               lemo::testing::SampleReport().ToJson().dump(1) + "\n");
 }
 
+// What a run that drops rows has besides.
+TEST(ReportGolden, Sparsity) {
+  const auto report = lemo::testing::SparseSampleReport().ToJson();
+  nlohmann::ordered_json out;
+  out["sparsity"] = report["sparsity"];
+  out["last point"] = report["curves"]["train"].back();
+  out["last evaluation"] = report["curves"]["eval"].back();
+  lemo::testing::ExpectGolden("tests/golden/report/sparsity.json", out.dump(1) + "\n");
+}
+
 TEST(ReportGolden, TrainerState) {
   lemo::testing::ExpectGolden("tests/golden/report/trainer_state.json",
                               lemo::testing::SampleReport().TrainerState().dump(1) + "\n");

@@ -3,6 +3,7 @@
 //
 //   step N              a step event
 //   steps A B           those from A to B
+//   selection N         a selection event of N blocks
 //   result              a result event
 //   publish             an adapter and a report in the output directory
 //   stderr TEXT         a line on the error stream
@@ -128,6 +129,11 @@ int main(int argc, char** argv) {
     } else if (command == "steps") {
       int last = 0;
       for (words >> number >> last; number <= last; ++number) Step(number);
+    } else if (command == "selection") {
+      words >> number;
+      lemo::v1::RunEvent event;
+      event.mutable_selection()->add_attention(std::string(static_cast<size_t>(number), 1));
+      Emit(event);
     } else if (command == "result") {
       lemo::v1::RunEvent event;
       event.mutable_result()->set_adapter_dir(out + "/adapter");

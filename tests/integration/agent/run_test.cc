@@ -52,6 +52,20 @@ TEST_F(Run, HandsOverTheResultOfASuccess) {
   EXPECT_TRUE(WaitUntilGone(JobDirectory("a")));
 }
 
+TEST_F(Run, PicturesOfKeptBlocksStayOnTheWorker) {
+  StartAgent();
+  Assign("a", "step 1\nselection 500000\nselection 10\nstep 2\nselection 10\nresult\n");
+  ASSERT_TRUE(coordinator_.WaitForEnd({"jobs/a", 1}));
+  const KnownAttempt attempt = coordinator_.Get({"jobs/a", 1});
+  EXPECT_EQ(attempt.ended->outcome(), AttemptEnded::SUCCEEDED) << attempt.ended->DebugString();
+  // Sequences have no gap where they were.
+  EXPECT_THAT(attempt.faults, IsEmpty());
+  ASSERT_EQ(attempt.events.size(), 3u);
+  EXPECT_EQ(attempt.events[1].step().step(), 2);
+  EXPECT_EQ(attempt.events[1].sequence(), 2);
+  EXPECT_TRUE(attempt.events[2].has_result());
+}
+
 TEST_F(Run, GivesTheRankPathsForNames) {
   StartAgent();
   Assign("a", "spec\npublish\nresult\n");

@@ -87,6 +87,30 @@ TEST(WatchText, ATerminalHasOneLiveLine) {
               HasSubstr("QUEUED      the worker was lost\n"));
 }
 
+TEST(WatchText, AStepThatDropsRowsSaysHowManyItKept) {
+  WatchText lines({}), live({.terminal = true, .width = 120});
+  live.Event(State(1, Job::STARTING, Job::RUNNING, ""));
+  JobEvent step = Step(2, 22);
+  lemo::v1::TokenSparsity& sparsity = *step.mutable_run()->mutable_step()->mutable_sparsity();
+  for (const double share : {0.5, 0.25}) sparsity.add_attention_kept(share);
+  for (const double share : {0.5, 1.0}) sparsity.add_mlp_kept(share);
+  EXPECT_THAT(lines.Event(step), HasSubstr("16.4k tok/s  kept 56 %  peak 412.0 MiB"));
+  live.Event(step);
+  EXPECT_THAT(live.Draw(), ::testing::EndsWith("ETA 0:18  kept 56 %"));
+  JobEvent eval = At(3);
+  eval.mutable_run()->mutable_eval()->set_loss(0.5);
+  for (const double share : {0.75, 1.0}) eval.mutable_run()->mutable_eval()->add_recall(share);
+  EXPECT_THAT(lines.Event(eval), HasSubstr("eval        at step 0  loss 0.5000  recall 87.5 %\n"));
+  // Pictures are for the report.
+  JobEvent selection = At(3);
+  selection.mutable_run()->mutable_selection()->set_step(22);
+  EXPECT_EQ(live.Event(selection), "");
+  EXPECT_THAT(lines.Event(selection), HasSubstr("selection   blocks kept in step 22\n"));
+  // A step of all rows, as while cooling down, has no share.
+  live.Event(Step(4, 23));
+  EXPECT_THAT(live.Draw(), Not(HasSubstr("kept")));
+}
+
 TEST(WatchText, TheLiveLineFitsANarrowTerminal) {
   WatchText text({.terminal = true, .width = 20});
   text.Event(State(1, Job::STARTING, Job::RUNNING, ""));

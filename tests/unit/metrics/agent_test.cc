@@ -67,6 +67,40 @@ TEST(AgentMetrics, TellOfAgentAndRank) {
   EXPECT_THAT(text, HasSubstr("lemo_gang_cpu_seconds_total{job_name=\"jobs/a\"}"));
 }
 
+TEST(AgentMetrics, TellOfRowsThatWereKept) {
+  AgentStatus status = Running();
+  EXPECT_THAT(Text(status), Not(HasSubstr("_ratio")));
+  EXPECT_THAT(Text(status), Not(HasSubstr("bad_blocks")));
+  lemo::v1::StepEvent& step = *status.attempts[0].step;
+  step.set_seconds(2);
+  lemo::v1::TokenSparsity& sparsity = *step.mutable_sparsity();
+  for (const double share : {0.5, 0.25}) sparsity.add_attention_kept(share);
+  for (const double share : {0.5, 1.0}) sparsity.add_mlp_kept(share);
+  sparsity.set_never_kept(0.125);
+  sparsity.set_loss_kept(0.875);
+  sparsity.set_selection_seconds(0.25);
+  status.attempts[0].bad_blocks = 3;
+  const std::string rank = "{job_name=\"jobs/a\",rank=\"0\"";
+  std::string text = Text(status);
+  for (const std::string& line :
+       {"lemo_rank_rows_kept_ratio" + rank + ",sub_block=\"attention\"} 0.375",
+        "lemo_rank_rows_kept_ratio" + rank + ",sub_block=\"mlp\"} 0.75",
+        "lemo_rank_rows_never_kept_ratio" + rank + "} 0.125",
+        "lemo_rank_labelled_rows_kept_ratio" + rank + "} 0.875",
+        "lemo_rank_selection_time_ratio" + rank + "} 0.125",
+        "lemo_rank_bad_blocks_total" + rank + "} 3"}) {
+    EXPECT_THAT(text, HasSubstr(line + "\n"));
+  }
+  EXPECT_THAT(text, Not(HasSubstr("recall")));
+  status.attempts[0].recall = 0.75;
+  EXPECT_THAT(Text(status), HasSubstr("lemo_rank_selection_recall_ratio" + rank + "} 0.75\n"));
+  // While it cools down the counter stays, the shares go.
+  step.clear_sparsity();
+  text = Text(status);
+  EXPECT_THAT(text, Not(HasSubstr("_ratio")));
+  EXPECT_THAT(text, HasSubstr("lemo_rank_bad_blocks_total"));
+}
+
 TEST(AgentMetrics, ARanksSeriesGoWithIt) {
   AgentStatus status = Running();
   status.attempts[0].state = AttemptStatus::State::kEnded;

@@ -68,6 +68,41 @@ TEST(TrainingCurve, WindowsAreWhole) {
   EXPECT_EQ(curve.points()[1].tokens_per_second(), 20);
 }
 
+TEST(TrainingCurve, SharesOfRowsWeighAsTheRows) {
+  TrainingCurve curve = TrainingCurve::FromPoints({}, 4);
+  for (int i = 1; i <= 4; ++i) {
+    auto step = Step(i, 1, i == 4 ? 6 : 2);
+    step.set_tokens(i == 4 ? 30 : 10);
+    if (i != 2) {  // a step of all rows
+      auto* sparsity = step.mutable_sparsity();
+      for (const double share : {0.25, 0.75}) sparsity->add_attention_kept(share);
+      for (const double share : {1.0, 1.0}) sparsity->add_mlp_kept(share);
+      sparsity->set_never_kept(0.5);
+      sparsity->set_loss_kept(i == 4 ? 0.25 : 0.75);
+      sparsity->set_bad_blocks(i);
+      sparsity->set_selection_seconds(0.125);
+      if (i == 3) {
+        for (const double share : {0.5, 1.0}) sparsity->add_recall(share);
+        for (const int layer : {4, 7}) sparsity->add_recall_layers(layer);
+      }
+    }
+    curve.Add(step);
+  }
+  ASSERT_EQ(curve.points().size(), 1u);
+  const auto& sparsity = curve.points()[0].sparsity();
+  ASSERT_EQ(sparsity.attention_kept_size(), 1);
+  ASSERT_EQ(sparsity.mlp_kept_size(), 1);
+  EXPECT_DOUBLE_EQ(sparsity.attention_kept(0), (0.5 * 50 + 10) / 60);
+  EXPECT_DOUBLE_EQ(sparsity.mlp_kept(0), 1);
+  EXPECT_DOUBLE_EQ(sparsity.never_kept(), 0.5 * 50 / 60);
+  EXPECT_DOUBLE_EQ(sparsity.loss_kept(), (0.75 * 4 + 2 + 0.25 * 6) / 12);
+  EXPECT_EQ(sparsity.bad_blocks(), 1 + 3 + 4);
+  EXPECT_DOUBLE_EQ(sparsity.selection_seconds(), 0.375);
+  ASSERT_EQ(sparsity.recall_size(), 1);
+  EXPECT_DOUBLE_EQ(sparsity.recall(0), 0.75);
+  EXPECT_EQ(sparsity.recall_layers_size(), 0);
+}
+
 TEST(TrainingCurve, NanDoesNotGetLost) {
   for (int bad : {1, 2}) {
     TrainingCurve curve = TrainingCurve::FromPoints({}, 2);

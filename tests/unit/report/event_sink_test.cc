@@ -122,6 +122,33 @@ TEST(EventSink, DescriptorGetsDelimitedMessages) {
   EXPECT_TRUE(end);
 }
 
+TEST(EventToJson, StepsOfAllRowsDoNotSpeakOfDroppingThem) {
+  lemo::v1::RunEvent event = StepEventOf(1);
+  EXPECT_FALSE(nlohmann::json::parse(EventToJson(event)).contains("sparsity"));
+  event.mutable_step()->mutable_sparsity()->add_attention_kept(0.5);
+  EXPECT_EQ(nlohmann::json::parse(EventToJson(event))["sparsity"]["attention_kept"][0], 0.5);
+  event.mutable_eval()->set_loss(3);
+  EXPECT_FALSE(nlohmann::json::parse(EventToJson(event)).contains("sparse_loss"));
+  event.mutable_eval()->set_sparse_loss(3);
+  event.mutable_eval()->set_sparse_perplexity(20);
+  EXPECT_EQ(nlohmann::json::parse(EventToJson(event))["sparse_loss"], 3);
+}
+
+// A reader of a descriptor bounds what it takes: the agent would end the run.
+TEST(EventSink, DescriptorsGetNoPictureThatIsTooLarge) {
+  Pipe pipe;
+  auto sink = MakeEventSink("fd:" + std::to_string(pipe.writer()), -1);
+  ASSERT_TRUE(sink.ok()) << sink.status();
+  lemo::v1::RunEvent picture;
+  picture.mutable_selection()->add_attention(std::string(600'000, 1));
+  EXPECT_EQ((*sink)->Emit(StepEventOf(1)).sequence(), 1);
+  const auto stamped = (*sink)->Emit(picture);
+  EXPECT_EQ(stamped.sequence(), 0);
+  EXPECT_GT(stamped.unix_seconds(), 1e9);
+  EXPECT_EQ((*sink)->Emit(StepEventOf(2)).sequence(), 2);
+  EXPECT_LT(pipe.Text().size(), 1000u);
+}
+
 TEST(EventSink, AReaderThatIsGoneEndsNothing) {
   for (const char* format : {"json", "pretty", "fd"}) {
     Pipe pipe;

@@ -71,6 +71,33 @@ TEST(Pretty, AFileGetsALineAStepAtMostOnceASecond) {
   EXPECT_THAT(formatter.Format(StepAfter(&clock, 0, 40)), HasSubstr("step 40/40"));
 }
 
+TEST(Pretty, AStepThatDropsRowsSaysHowManyItKept) {
+  PrettyFormatter lines({.terminal = false}), live({.terminal = true, .width = 100});
+  SampleClock clock;
+  auto step = StepAfter(&clock, 1, 10);
+  EXPECT_THAT(lines.Format(step), Not(HasSubstr("kept")));
+  step = StepAfter(&clock, 1, 11);
+  *step.mutable_step()->mutable_sparsity() = lemo::testing::SampleSparsity(11);
+  EXPECT_THAT(lines.Format(step), HasSubstr("16.4k tok/s  kept 62 %  peak 412.0 MiB"));
+  EXPECT_THAT(live.Format(step), HasSubstr("16.4k tok/s  kept 62 %  412.0 MiB"));
+  // A picture is none of a terminal's, and leaves the progress line alone.
+  auto selection = clock.After(0);
+  *selection.mutable_selection() = lemo::testing::SampleSelection(11);
+  EXPECT_EQ(live.Format(selection), "");
+  EXPECT_EQ(lines.Format(selection), "");
+  auto eval = clock.After(1);
+  *eval.mutable_eval() = SampleEval(11, 3, 20.1, false);
+  EXPECT_THAT(lines.Format(eval), Not(HasSubstr("dropping")));
+  eval.mutable_eval()->set_sparse_loss(3.25);
+  eval.mutable_eval()->set_sparse_perplexity(25.790340);
+  EXPECT_THAT(lines.Format(eval), HasSubstr("dropping rows: perplexity 25.79"));
+  // That of a predictor.
+  for (const double share : {0.75, 1.0}) eval.mutable_eval()->add_recall(share);
+  eval.mutable_eval()->set_perplexity(NAN);
+  EXPECT_EQ(lines.Format(eval),
+            "  eval at step 11  loss 3.0000  recall 87.5 %, mean of 2 layers  (1.2 s)\n");
+}
+
 std::string ResultText(const std::function<void(lemo::v1::ResultEvent*)>& change) {
   SampleClock clock;
   auto event = clock.After(1);

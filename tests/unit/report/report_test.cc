@@ -6,13 +6,16 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <sstream>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/sample_run.h"
+#include "worker/train/report/block_picture.h"
 #include "worker/train/report/chart.h"
 #include "worker/train/report/report_html.h"
+#include "worker/train/report/sparsity.h"
 
 namespace lemo::train {
 namespace {
@@ -24,7 +27,9 @@ using ::lemo::testing::SampleClock;
 using ::lemo::testing::SampleEval;
 using ::lemo::testing::SampleFacts;
 using ::lemo::testing::SampleReport;
+using ::lemo::testing::SparseSampleReport;
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -125,6 +130,111 @@ TEST(RunReport, EmptyAndOddRunsHaveAPageToo) {
   EXPECT_THAT(html, AllOf(Not(HasSubstr("inf")), Not(HasSubstr(">nan"))));
   EXPECT_TRUE(report.ToJson()["curves"]["train"][1]["loss"].is_null());
   EXPECT_FALSE(report.TrainerState()["log_history"][0].contains("loss"));
+}
+
+TEST(RunReport, ARunThatDropsRowsShowsWhichOnes) {
+  const RunReport report = SparseSampleReport();
+  ASSERT_TRUE(report.last_sparse_step());
+  EXPECT_EQ(report.last_sparse_step()->step(), 40);
+  // Every layer's last measurement: layers 2, 1 and 3 in steps 40, 30 and 20.
+  EXPECT_THAT(report.last_sparse_step()->sparsity().recall_layers(), ElementsAre(1, 2, 3));
+  EXPECT_THAT(report.last_sparse_step()->sparsity().recall(),
+              ElementsAre(0.734375, 0.8125, 0.65625));
+  // The first step that told and the last ones; of other micro-batches none.
+  std::vector<int> steps;
+  for (const auto& selection : report.selections()) {
+    steps.push_back(selection.step());
+    EXPECT_EQ(selection.micro_batch(), 0);
+  }
+  EXPECT_THAT(steps, ElementsAre(10, 30, 35, 40));
+  const std::string html = RenderReportHtml(report);
+  ExpectBalanced(html);
+  EXPECT_THAT(html,
+              AllOf(HasSubstr("Rows that took part"), HasSubstr("never computed, last 25.0 %"),
+                    HasSubstr("2 blocks had scores that were not finite"),
+                    HasSubstr("layer 2: attention 41.4 % of the rows, MLP 58.6 %"),
+                    HasSubstr("8 blocks of up to 64 rows, 2 documents"),
+                    HasSubstr("The same in step 10"), HasSubstr("With rows dropped")));
+  EXPECT_THAT(html, AllOf(Not(HasSubstr("<script")), Not(HasSubstr("url("))));
+  for (const auto& [name, formula] : SparsityDefinitions()) {
+    EXPECT_THAT(html, HasSubstr(EscapeHtml(formula)));
+  }
+}
+
+TEST(RunReport, ARunOfAllRowsSaysNothingOfRowsDropped) {
+  const std::string html = RenderReportHtml(SampleReport());
+  EXPECT_THAT(html, AllOf(Not(HasSubstr("Rows that took part")), Not(HasSubstr("rows dropped"))));
+  const auto json = SampleReport().ToJson();
+  EXPECT_TRUE(json["sparsity"].is_null());
+  EXPECT_FALSE(json["curves"]["train"][0].contains("sparsity"));
+  EXPECT_FALSE(json["curves"]["eval"][0].contains("sparse_loss"));
+  EXPECT_FALSE(json["metrics"].contains("rows computed"));
+}
+
+TEST(RunReport, SelectionsThatDoNotFitAreNotKept) {
+  const auto bad = [](const std::function<void(lemo::v1::SelectionEvent*)>& change) {
+    lemo::v1::RunEvent event;
+    *event.mutable_selection() = lemo::testing::SampleSelection(1);
+    change(event.mutable_selection());
+    RunReport report;
+    report.Add(event);
+    return report.selections().empty();
+  };
+  EXPECT_FALSE(bad([](auto*) {}));
+  EXPECT_TRUE(bad([](auto* event) { event->mutable_attention(1)->pop_back(); }));
+  EXPECT_TRUE(bad([](auto* event) { event->mutable_mlp(2)->push_back(1); }));
+  EXPECT_TRUE(bad([](auto* event) { event->mutable_mlp()->RemoveLast(); }));
+  EXPECT_TRUE(bad([](auto* event) { event->set_block_starts(3, 128); }));
+  EXPECT_TRUE(bad([](auto* event) { event->set_block_starts(0, -1); }));
+  EXPECT_TRUE(bad([](auto* event) { event->set_document_starts(2, 465); }));
+  EXPECT_TRUE(bad([](auto* event) { event->clear_block_starts(); }));
+  EXPECT_TRUE(bad([](auto* event) { event->Clear(); }));
+  EXPECT_TRUE(bad([](auto* event) { event->set_micro_batch(1); }));
+}
+
+TEST(RunReport, PicturesOfLongContextsStaySmall) {
+  lemo::v1::RunEvent event;
+  lemo::v1::SelectionEvent& selection = *event.mutable_selection();
+  constexpr int kBlocks = 16384;
+  std::string mask;
+  for (int block = 0; block < kBlocks; ++block) {
+    selection.add_block_starts(64 * block);
+    mask += static_cast<char>(block * 7919 % 5 < 2);
+  }
+  selection.add_block_starts(64 * kBlocks);
+  for (const int row : {0, 64 * kBlocks}) selection.add_document_starts(row);
+  for (int layer = 0; layer < 32; ++layer) {
+    selection.add_attention(mask);
+    selection.add_mlp("");
+  }
+  ASSERT_TRUE(IsWhole(selection));
+  EXPECT_EQ(BlocksOfAColumn(selection), 37);
+  const std::string picture = BlockPicture(selection, "all");
+  ExpectBalanced(picture);
+  EXPECT_LT(picture.size(), 400'000u);
+  EXPECT_THAT(picture, HasSubstr("layer 31: 40.0 % of the rows"));
+}
+
+TEST(RunReport, AResumedRunKeepsWhatWasSaidOfRows) {
+  const RunReport whole = SparseSampleReport();
+  SampleClock clock;
+  RunReport first;
+  AddSampleStart(&clock, &first);
+  lemo::testing::AddSparseSteps(1, 25, &clock, &first);
+  RunReport second;
+  second.SetFacts(SampleFacts());
+  const absl::Status restored = second.RestoreState(first.SaveState());
+  ASSERT_TRUE(restored.ok()) << restored;
+  EXPECT_EQ(second.SaveState(), first.SaveState());
+  lemo::testing::AddSparseSteps(26, 40, &clock, &second);
+  EXPECT_EQ(second.ToJson()["sparsity"].dump(), whole.ToJson()["sparsity"].dump());
+  EXPECT_EQ(second.ToJson()["curves"]["train"].dump(), whole.ToJson()["curves"]["train"].dump());
+  // Bytes that no run has written.
+  std::string state = first.SaveState();
+  const size_t at = state.find("\"block_starts\":[0,64");
+  ASSERT_NE(at, state.npos);
+  EXPECT_EQ(RunReport().RestoreState(state.replace(at, 20, "\"block_starts\":[0,00")).code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(RunReport, Status) {

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <utility>
 
+#include "worker/train/report/sparsity.h"
+
 namespace lemo::train {
 namespace {
 
@@ -18,6 +20,7 @@ void Merge(const StepEvent& next, StepEvent* point) {
   if (!std::isnan(next.grad_norm()) && !(point->grad_norm() <= next.grad_norm())) {
     merged.set_grad_norm(point->grad_norm());
   }
+  MergeSparsity(*point, next, &merged);
   merged.set_tokens(point->tokens() + next.tokens());
   merged.set_labelled_tokens(point->labelled_tokens() + next.labelled_tokens());
   merged.set_seconds(point->seconds() + next.seconds());
@@ -28,7 +31,9 @@ void Merge(const StepEvent& next, StepEvent* point) {
 
 }  // namespace
 
-void TrainingCurve::Add(const StepEvent& step) {
+void TrainingCurve::Add(const StepEvent& added) {
+  StepEvent step = added;
+  if (step.has_sparsity()) *step.mutable_sparsity() = MeanOfLayers(added.sparsity());
   const size_t size = points_.size();
   const int64_t before_last = size > 1 ? points_[size - 2].step() : 0;
   const bool last_is_full = size == 0 || points_.back().step() - before_last >= window_;
@@ -42,7 +47,7 @@ void TrainingCurve::Add(const StepEvent& step) {
     points_.resize(size / 2);
     window_ *= 2;
   }
-  points_.push_back(step);
+  points_.push_back(std::move(step));
 }
 
 TrainingCurve TrainingCurve::FromPoints(std::vector<StepEvent> points, int64_t window) {

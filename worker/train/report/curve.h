@@ -13,12 +13,13 @@ namespace lemo::train {
 //
 // Of a point of several steps: `loss` is the mean over their labelled tokens, `grad_norm` the
 // largest (so that no spike hides), `tokens`, `labelled_tokens` and `seconds` are sums,
-// `tokens_per_second` is their ratio, and the rest is that of its last step.
+// `tokens_per_second` is their ratio, `sparsity` is as MergeSparsity says, and the rest is that of
+// its last step. Of every point `sparsity` is the mean of the layers.
 class TrainingCurve {
  public:
   static constexpr size_t kMaxPoints = 1024;
 
-  void Add(const lemo::v1::StepEvent& step);
+  void Add(const lemo::v1::StepEvent& added);
 
   const std::vector<lemo::v1::StepEvent>& points() const { return points_; }
   int64_t window() const { return window_; }

@@ -54,6 +54,11 @@ class ProtobufSink : public EventSink {
     writer_.Write(record.str());
   }
 
+  bool Takes(const lemo::v1::RunEvent& event) const override {
+    constexpr size_t kSelectionBytesMax = 512 << 10;
+    return !event.has_selection() || event.selection().ByteSizeLong() <= kSelectionBytesMax;
+  }
+
  private:
   DescriptorWriter writer_;
 };
@@ -75,8 +80,9 @@ const char* GeneralAdvice(int exit_code) {
 
 lemo::v1::RunEvent EventSink::Emit(lemo::v1::RunEvent event) {
   using Seconds = std::chrono::duration<double>;
-  event.set_sequence(++sequence_);
   event.set_unix_seconds(Seconds(std::chrono::system_clock::now().time_since_epoch()).count());
+  if (!Takes(event)) return event;
+  event.set_sequence(++sequence_);
   Write(event);
   return event;
 }

@@ -6,7 +6,9 @@
 
 #include "absl/status/statusor.h"
 #include "common/violations.h"
+#include "google/protobuf/message.h"
 #include "lemo/v1/run_event.pb.h"
+#include "nlohmann/json.hpp"
 
 namespace lemo::train {
 
@@ -16,14 +18,19 @@ namespace lemo::train {
 //
 // A number of an event that was not measured (the loss of an evaluation that did not take place) is
 // NaN.
+//
+// A descriptor is not given SelectionEvents of more than 512 KiB: its reader keeps a bound on what
+// one event may be (the agent 1 MiB), and the report has the picture. They take no number.
 class EventSink {
  public:
   virtual ~EventSink() = default;
-  // Fills `sequence` and `unix_seconds`. The event as written is returned, for the report.
+  // Fills `sequence` and `unix_seconds`. The event as written is returned, for the report; one that
+  // is not written has no sequence.
   lemo::v1::RunEvent Emit(lemo::v1::RunEvent event);
 
  protected:
   virtual void Write(const lemo::v1::RunEvent& event) = 0;
+  virtual bool Takes(const lemo::v1::RunEvent& /*event*/) const { return true; }
 
  private:
   int64_t sequence_ = 0;
@@ -36,8 +43,13 @@ class EventSink {
 absl::StatusOr<std::unique_ptr<EventSink>> MakeEventSink(const std::string& format, int output_fd);
 
 // The object that `--events json` prints for one event: flat, `type` first, every field of the
-// event, numbers as numbers, and null for a number that is not finite.
+// event, numbers as numbers, and null for a number that is not finite. Without what only runs that
+// drop rows have, where it is absent.
 std::string EventToJson(const lemo::v1::RunEvent& event);
+
+// Takes out of `json`, made of `message` with every field, what of a StepEvent or EvalEvent is
+// absent because all rows took part: as zeros it would say something else.
+void EraseAbsentSparsity(const google::protobuf::Message& message, nlohmann::ordered_json* json);
 
 // The last event of a run that failed. `violations` may be empty; how many were left out of it is
 // told. `advice` says what to do; when empty, a general advice for `exit_code` (2, 3 or 4) takes

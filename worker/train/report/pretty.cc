@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/format.h"
+#include "worker/train/report/sparsity.h"
 
 namespace lemo::train {
 namespace {
@@ -56,6 +58,12 @@ std::string Bar(double done, int columns) {
   return absl::StrCat("[", bar, "]");
 }
 
+// Empty for a step of all rows.
+std::string Kept(const lemo::v1::StepEvent& step) {
+  return step.has_sparsity() ? absl::StrFormat("kept %.0f %%", 100 * RowsComputed(step.sparsity()))
+                             : "";
+}
+
 std::string ProgressLine(const lemo::v1::StepEvent& step, int width) {
   constexpr int kShortestBar = 10;
   constexpr int kLongestBar = 32;
@@ -68,20 +76,22 @@ std::string ProgressLine(const lemo::v1::StepEvent& step, int width) {
       {absl::StrCat("step ", step.step(), "/", step.steps()), 0},
       {absl::StrCat("loss ", Fixed(step.loss(), 4)), 0},
       {absl::StrCat(ShortCount(step.tokens_per_second()), " tok/s"), 2},
+      {Kept(step), 4},
       {HumanBytes(step.peak_bytes()), 3},
       {absl::StrCat("ETA ", ClockDuration(step.eta_seconds())), 1},
-      {absl::StrCat("lr ", absl::StrFormat("%.2e", step.learning_rate())), 4},
+      {absl::StrCat("lr ", absl::StrFormat("%.2e", step.learning_rate())), 5},
   };
   const int columns = std::max(width - 1, 1);  // the last column makes some terminals wrap
   auto join = [&](int rank) {
     std::string line;
     for (const Piece& piece : pieces) {
-      if (piece.rank <= rank) absl::StrAppend(&line, line.empty() ? "" : "  ", piece.text);
+      if (piece.rank > rank || piece.text.empty()) continue;
+      absl::StrAppend(&line, line.empty() ? "" : "  ", piece.text);
     }
     return line;
   };
   std::string line;
-  for (int rank = 4; rank >= 0; --rank) {
+  for (int rank = 5; rank >= 0; --rank) {
     line = join(rank);
     if (static_cast<int>(line.size()) <= columns) break;
   }
@@ -173,6 +183,7 @@ std::string PrettyFormatter::Format(const lemo::v1::RunEvent& event) {
     case Event::kError:
       text = Error(event.error());
       break;
+    case Event::kSelection:  // a picture, which the report draws
     case Event::kStep:
     case Event::EVENT_NOT_SET:
       return "";
@@ -195,19 +206,33 @@ std::string PrettyFormatter::Step(const lemo::v1::StepEvent& step, double now) {
     progress_shown_ = !last;
     return absl::StrCat(kEraseLine, ProgressLine(step, options_.width), last ? "\n" : "");
   }
+  const std::string kept = Kept(step);
   return absl::StrFormat(
-      "  step %d/%d  loss %s  lr %.2e  grad norm %s  %s tok/s  peak %s  ETA %s\n", step.step(),
+      "  step %d/%d  loss %s  lr %.2e  grad norm %s  %s tok/s%s%s  peak %s  ETA %s\n", step.step(),
       step.steps(), Fixed(step.loss(), 4), step.learning_rate(), Significant(step.grad_norm(), 3),
-      ShortCount(step.tokens_per_second()), HumanBytes(step.peak_bytes()),
-      ClockDuration(step.eta_seconds()));
+      ShortCount(step.tokens_per_second()), kept.empty() ? "" : "  ", kept,
+      HumanBytes(step.peak_bytes()), ClockDuration(step.eta_seconds()));
 }
 
 std::string PrettyFormatter::Eval(const lemo::v1::EvalEvent& eval) const {
+  if (!eval.recall().empty()) {  // of a predictor
+    const double recall =
+        std::accumulate(eval.recall().begin(), eval.recall().end(), 0.0) / eval.recall_size();
+    return absl::StrFormat("  eval at step %d  loss %s  recall %s %%, mean of %d layers  (%s)\n",
+                           eval.step(), Paint(kBold, Fixed(eval.loss(), 4)),
+                           Paint(kBold, Fixed(100 * recall, 1)), eval.recall_size(),
+                           HumanDuration(eval.seconds()));
+  }
+  const std::string sparse =
+      HasSparseLoss(eval)
+          ? absl::StrCat("  dropping rows: perplexity ", Significant(eval.sparse_perplexity(), 5))
+          : "";
   return absl::StrFormat(
-      "  eval at step %d  loss %s  perplexity %s  accuracy %s %%  (%s tokens, %s)%s\n", eval.step(),
-      Paint(kBold, Fixed(eval.loss(), 4)), Paint(kBold, Significant(eval.perplexity(), 5)),
-      Fixed(100 * eval.token_accuracy(), 1), HumanCount(eval.labelled_tokens()),
-      HumanDuration(eval.seconds()), eval.best() ? Paint(kGreen, "  best") : "");
+      "  eval at step %d  loss %s  perplexity %s  accuracy %s %%%s  (%s tokens, %s)%s\n",
+      eval.step(), Paint(kBold, Fixed(eval.loss(), 4)),
+      Paint(kBold, Significant(eval.perplexity(), 5)), Fixed(100 * eval.token_accuracy(), 1),
+      sparse, HumanCount(eval.labelled_tokens()), HumanDuration(eval.seconds()),
+      eval.best() ? Paint(kGreen, "  best") : "");
 }
 
 std::string PrettyFormatter::Result(const lemo::v1::ResultEvent& result) const {
@@ -250,6 +275,7 @@ std::string PrettyFormatter::Result(const lemo::v1::ResultEvent& result) const {
   };
   path("adapter", result.adapter_dir());
   path("model", result.model_dir());
+  path("predictor", result.predictor_dir());
   if ((!result.adapter_dir().empty() || !result.model_dir().empty()) &&
       std::isfinite(result.publish_max_logit_difference())) {
     absl::StrAppend(

@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
 #include "common/message_json.h"
 #include "common/status_macros.h"
+#include "worker/train/report/event_sink.h"
 #include "worker/train/report/report_html.h"
+#include "worker/train/report/sparsity.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {
@@ -19,7 +22,16 @@ using nlohmann::ordered_json;
 constexpr int kSchemaVersion = 1;
 
 ordered_json Full(const google::protobuf::Message& message) {
-  return MessageToJson(message, {.everything = true, .non_finite_as_null = true});
+  ordered_json out = MessageToJson(message, {.everything = true, .non_finite_as_null = true});
+  EraseAbsentSparsity(message, &out);
+  return out;
+}
+
+// Like Full, in a form that MessageReader takes back exactly.
+ordered_json Exact(const google::protobuf::Message& message) {
+  ordered_json out = MessageToJson(message, {.everything = true});
+  EraseAbsentSparsity(message, &out);
+  return out;
 }
 
 template <typename Messages>
@@ -29,11 +41,10 @@ ordered_json FullList(const Messages& messages) {
   return out;
 }
 
-// Like FullList, in a form that ReadList takes back exactly.
 template <typename Messages>
 ordered_json ExactList(const Messages& messages) {
   auto out = ordered_json::array();
-  for (const auto& message : messages) out.push_back(MessageToJson(message, {.everything = true}));
+  for (const auto& message : messages) out.push_back(Exact(message));
   return out;
 }
 
@@ -66,6 +77,37 @@ ordered_json DataFileToJson(const ReportDataFile& file) {
           {"truncated_rows", file.truncated_rows},
           {"split_rows", file.split_rows},
           {"dropped_rows", file.dropped_rows}};
+}
+
+// One character a block: 1 for kept.
+ordered_json MasksToJson(const google::protobuf::RepeatedPtrField<std::string>& masks) {
+  auto out = ordered_json::array();
+  for (const std::string& mask : masks) {
+    std::string text;
+    for (const char kept : mask) text += kept ? '1' : '0';
+    out.push_back(text);
+  }
+  return out;
+}
+
+ordered_json SparsityToJson(const RunReport& report) {
+  if (!report.last_sparse_step()) return nullptr;
+  ordered_json out;
+  out["last_step"] = report.last_sparse_step()->step();
+  out.update(Full(report.last_sparse_step()->sparsity()));
+  int64_t bad_blocks = 0;
+  for (const auto& point : report.curve().points()) bad_blocks += point.sparsity().bad_blocks();
+  out["bad_blocks_of_the_run"] = bad_blocks;
+  out["selections"] = ordered_json::array();
+  for (const lemo::v1::SelectionEvent& selection : report.selections()) {
+    out["selections"].push_back({{"step", selection.step()},
+                                 {"micro_batch", selection.micro_batch()},
+                                 {"block_starts", selection.block_starts()},
+                                 {"document_starts", selection.document_starts()},
+                                 {"attention", MasksToJson(selection.attention())},
+                                 {"mlp", MasksToJson(selection.mlp())}});
+  }
+  return out;
 }
 
 std::string Dump(const ordered_json& json, int indent) {
@@ -117,6 +159,31 @@ const std::vector<std::pair<std::string, std::string>>& MetricDefinitions() {
   return *definitions;
 }
 
+const std::vector<std::pair<std::string, std::string>>& SparsityDefinitions() {
+  static const auto* definitions = new std::vector<std::pair<std::string, std::string>>{
+      {"rows computed",
+       "Rows that a layer's attention (or MLP) computed, divided by the rows of the effective "
+       "batch; "
+       "over layers, the mean. The others keep the state they came with. Memory and time follow "
+       "it, attention's with its square."},
+      {"rows never computed",
+       "Share of the rows that no attention and no MLP of a layer that drops rows computed."},
+      {"labelled rows with loss",
+       "Labelled rows that carried loss, divided by all of them; the loss and its gradient are "
+       "means over those that did."},
+      {"recall",
+       "Of the blocks that true attention scores would have kept, those that were kept too; "
+       "measured in some steps and layers. Random choice has the recall of its share."},
+      {"time to choose",
+       "Seconds that scores and choices of blocks took, divided by those of the step."},
+      {"bad blocks", "Blocks whose score was not finite. They are kept."},
+      {"loss with rows dropped",
+       "Evaluation loss in a forward pass that drops rows as training does; all other evaluation "
+       "numbers are of all rows."},
+  };
+  return *definitions;
+}
+
 void RunReport::Add(const lemo::v1::RunEvent& event) {
   using Event = lemo::v1::RunEvent;
   if (started_ == 0) started_ = event.unix_seconds();
@@ -134,6 +201,7 @@ void RunReport::Add(const lemo::v1::RunEvent& event) {
       break;
     case Event::kStep:
       curve_.Add(event.step());
+      if (event.step().has_sparsity()) AddSparsity(event.step());
       break;
     case Event::kEval:
       evals_.push_back(event.eval());
@@ -150,9 +218,40 @@ void RunReport::Add(const lemo::v1::RunEvent& event) {
     case Event::kError:
       error_ = event.error();
       break;
+    case Event::kSelection:
+      AddSelection(event.selection());
+      break;
     case Event::EVENT_NOT_SET:
       break;
   }
+}
+
+void RunReport::AddSparsity(const lemo::v1::StepEvent& step) {
+  std::map<int32_t, double> recall;
+  const auto measured = [&recall](const lemo::v1::TokenSparsity& sparsity) {
+    const int count = std::min(sparsity.recall_size(), sparsity.recall_layers_size());
+    for (int i = 0; i < count; ++i) recall[sparsity.recall_layers(i)] = sparsity.recall(i);
+  };
+  if (last_sparse_step_) measured(last_sparse_step_->sparsity());
+  measured(step.sparsity());
+  last_sparse_step_ = step;
+  lemo::v1::TokenSparsity* sparsity = last_sparse_step_->mutable_sparsity();
+  sparsity->clear_recall();
+  sparsity->clear_recall_layers();
+  for (const auto& [layer, share] : recall) {
+    sparsity->add_recall_layers(layer);
+    sparsity->add_recall(share);
+  }
+}
+
+void RunReport::AddSelection(const lemo::v1::SelectionEvent& selection) {
+  constexpr size_t kBytesMax = 1 << 20;
+  if (selection.micro_batch() != 0 || !IsWhole(selection) || selection.ByteSizeLong() > kBytesMax) {
+    return;
+  }
+  // The first one stays, to show what training has changed.
+  if (selections_.size() == kMaxSelections) selections_.erase(selections_.begin() + 1);
+  selections_.push_back(selection);
 }
 
 std::string RunReport::Status() const {
@@ -184,6 +283,7 @@ ordered_json RunReport::ToJson() const {
   out["curves"] = {{"steps_per_point", curve_.window()},
                    {"train", WithoutCategories(FullList(curve_.points()))},
                    {"eval", FullList(evals_)}};
+  out["sparsity"] = SparsityToJson(*this);
   out["checkpoints"] = FullList(checkpoints_);
   out["phases"] = ordered_json::array();
   for (const ReportPhase& phase : phases_) {
@@ -195,6 +295,9 @@ ordered_json RunReport::ToJson() const {
   out["versions"] = facts_.versions;
   out["metrics"] = ordered_json::object();
   for (const auto& [name, formula] : MetricDefinitions()) out["metrics"][name] = formula;
+  for (const auto& [name, formula] : SparsityDefinitions()) {
+    if (last_sparse_step_) out["metrics"][name] = formula;
+  }
   out["spec"] = MessageToJson(facts_.spec, {});
   return out;
 }
@@ -213,6 +316,10 @@ ordered_json RunReport::TrainerState() const {
     SetFinite("grad_norm", point.grad_norm(), &entry);
     SetFinite("learning_rate", point.learning_rate(), &entry);
     SetFinite("loss", point.loss(), &entry);
+    if (point.has_sparsity()) {
+      SetFinite("rows_computed", RowsComputed(point.sparsity()), &entry);
+      SetFinite("rows_never_computed", point.sparsity().never_kept(), &entry);
+    }
     entry["step"] = point.step();
     entries.emplace_back(point.step(), std::move(entry));
   }
@@ -227,6 +334,7 @@ ordered_json RunReport::TrainerState() const {
     SetFinite("eval_mean_token_accuracy", eval.token_accuracy(), &entry);
     SetFinite("eval_perplexity", eval.perplexity(), &entry);
     SetFinite("eval_runtime", eval.seconds(), &entry);
+    if (HasSparseLoss(eval)) SetFinite("eval_sparse_loss", eval.sparse_loss(), &entry);
     entry["step"] = eval.step();
     entries.emplace_back(eval.step(), std::move(entry));
     if (std::isfinite(eval.loss()) && (!best || eval.loss() < best->loss())) best = &eval;
@@ -294,6 +402,8 @@ std::string RunReport::SaveState() const {
   out["started"] = started_;
   out["window"] = curve_.window();
   out["steps"] = WithoutCategories(ExactList(curve_.points()));
+  if (last_sparse_step_) out["last_sparse_step"] = Exact(*last_sparse_step_);
+  out["selections"] = ExactList(selections_);
   out["evals"] = ExactList(evals_);
   out["checkpoints"] = ExactList(checkpoints_);
   out["warnings"] = ExactList(warnings_);
@@ -320,6 +430,11 @@ absl::Status RunReport::RestoreState(const std::string& state) {
       window = member.scalar.get<int64_t>();
     } else if (member.key == "steps") {
       ReadList(member, member.key, &violations, &steps);
+    } else if (member.key == "last_sparse_step") {
+      MessageReader("", lemo::v1::StepEvent::descriptor(), &violations)
+          .ReadMessage(member, member.key, &restored.last_sparse_step_.emplace());
+    } else if (member.key == "selections") {
+      ReadList(member, member.key, &violations, &restored.selections_);
     } else if (member.key == "evals") {
       ReadList(member, member.key, &violations, &restored.evals_);
     } else if (member.key == "checkpoints") {
@@ -340,6 +455,9 @@ absl::Status RunReport::RestoreState(const std::string& state) {
   if (window < 1) violations.Add("window", "missing");
   for (size_t i = 1; i < steps.size(); ++i) {
     if (steps[i].step() <= steps[i - 1].step()) violations.Add("steps", "not in order");
+  }
+  for (const lemo::v1::SelectionEvent& selection : restored.selections_) {
+    if (!IsWhole(selection)) violations.Add("selections", "masks that do not fit their blocks");
   }
   if (!violations.empty()) {
     return absl::InvalidArgumentError(

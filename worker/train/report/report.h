@@ -55,10 +55,12 @@ struct ReportPhase {
   double seconds = 0;
 };
 
-// Gathers a run while it goes. Not thread-safe; memory is bounded by TrainingCurve and the number
-// of evaluations and checkpoints.
+// Gathers a run while it goes. Not thread-safe; memory is bounded by TrainingCurve, kMaxSelections
+// and the number of evaluations and checkpoints.
 class RunReport {
  public:
+  static constexpr size_t kMaxSelections = 4;
+
   void SetFacts(ReportFacts facts) { facts_ = std::move(facts); }
 
   // Every event, as EventSink::Emit stamped it.
@@ -66,6 +68,12 @@ class RunReport {
 
   const ReportFacts& facts() const { return facts_; }
   const TrainingCurve& curve() const { return curve_; }
+  // The last step that dropped rows, with what it says by layer; recall is the one measured last of
+  // every layer that ever was.
+  const std::optional<lemo::v1::StepEvent>& last_sparse_step() const { return last_sparse_step_; }
+  // Blocks kept in the first micro-batch of steps that told of them, at most kMaxSelections: the
+  // first such step and the last ones, in order. Whole (IsWhole), and of a MiB at most.
+  const std::vector<lemo::v1::SelectionEvent>& selections() const { return selections_; }
   const std::vector<lemo::v1::EvalEvent>& evals() const { return evals_; }
   const std::vector<lemo::v1::CheckpointEvent>& checkpoints() const { return checkpoints_; }
   const std::vector<lemo::v1::WarningEvent>& warnings() const { return warnings_; }
@@ -96,8 +104,13 @@ class RunReport {
   absl::Status RestoreState(const std::string& state);
 
  private:
+  void AddSparsity(const lemo::v1::StepEvent& step);
+  void AddSelection(const lemo::v1::SelectionEvent& selection);
+
   ReportFacts facts_;
   TrainingCurve curve_;
+  std::optional<lemo::v1::StepEvent> last_sparse_step_;
+  std::vector<lemo::v1::SelectionEvent> selections_;
   std::vector<lemo::v1::EvalEvent> evals_;
   std::vector<lemo::v1::CheckpointEvent> checkpoints_;
   std::vector<lemo::v1::WarningEvent> warnings_;
@@ -111,5 +124,7 @@ class RunReport {
 
 // How each number of a report is made: name and formula, in the order shown.
 const std::vector<std::pair<std::string, std::string>>& MetricDefinitions();
+// Those of a run that dropped rows, which follow.
+const std::vector<std::pair<std::string, std::string>>& SparsityDefinitions();
 
 }  // namespace lemo::train

@@ -9,6 +9,8 @@
 #include "absl/strings/str_join.h"
 #include "common/format.h"
 #include "worker/train/report/chart.h"
+#include "worker/train/report/sparsity.h"
+#include "worker/train/report/sparsity_html.h"
 #include "worker/train/spec/spec.h"
 
 namespace lemo::train {
@@ -42,7 +44,7 @@ header p { color: var(--muted); margin: 8px 0 0; max-width: 80ch; }
 .status.failed { background: var(--bad-bg); color: var(--red); }
 section, .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 section { padding: 20px 22px; margin-top: 16px; overflow-x: auto; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(168px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin-top: 22px; }
 .tile { padding: 14px 16px; }
 .tile b { display: block; font-size: 23px; line-height: 1.3; font-weight: 650;
@@ -70,13 +72,25 @@ td.bar { width: 45%; min-width: 120px; padding: 6px 0 6px 10px; }
 .chart .dot { fill: var(--card); stroke: currentColor; stroke-width: 2; }
 .chart .tip { fill: transparent; } .chart .tip:hover { fill: currentColor; fill-opacity: 0.35; }
 .blue { color: var(--blue); } .orange { color: var(--orange); } .green { color: var(--green); }
-.purple { color: var(--purple); }
+.purple { color: var(--purple); } .ink { color: var(--ink); } .out { color: var(--line); }
 .chart .faint path { stroke-width: 1; stroke-opacity: 0.45; }
+.chart .dashed path { stroke-dasharray: 7 5; }
+.chart .bar { fill: currentColor; } .chart .bar:hover { fill-opacity: 0.7; }
+.chart rect.out { fill: currentColor; } .chart .divide { stroke: var(--card); stroke-width: 5; }
+.chart .mark { stroke: var(--ink); stroke-width: 1; }
+.blocks path { stroke-linejoin: miter; shape-rendering: crispEdges; }
+.blocks rect { shape-rendering: crispEdges; } .blocks .tip:hover { fill-opacity: 0.12; }
+h3.next { margin-top: 24px; } p.note { margin: 8px 0; }
 .legend { display: flex; gap: 18px; flex-wrap: wrap; margin: 0 0 6px; font-size: 13px;
   color: var(--muted); }
 .legend span::before { content: ""; display: inline-block; width: 18px; height: 3px;
   border-radius: 2px;
   background: currentColor; margin-right: 7px; vertical-align: middle; }
+.legend .dashed::before {
+  background: repeating-linear-gradient(90deg, currentColor 0 5px, transparent 5px 8px); }
+.legend .box::before { width: 14px; height: 14px; border-radius: 3px; }
+.legend .dot::before { width: 9px; height: 9px; border-radius: 50%;
+  background: none; border: 2px solid currentColor; }
 .legend em { font-style: normal; color: var(--muted); }
 code, pre {
   font: 13px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
@@ -231,6 +245,11 @@ std::string Tiles(const RunReport& report) {
                    " with loss"));
   out += Tile("Time", HumanDuration(result.seconds()),
               absl::StrCat(ShortCount(result.tokens_per_second()), " tokens/s in training"));
+  if (const auto& sparse = report.last_sparse_step()) {
+    out +=
+        Tile("Rows computed", absl::StrCat(Fixed(100 * RowsComputed(sparse->sparsity()), 0), " %"),
+             absl::StrCat("in attention and MLPs, step ", HumanCount(sparse->step())));
+  }
   out += Tile("Peak memory", HumanBytes(result.peak_bytes().total()), "all tensors of the run");
   return absl::StrCat("<div class=\"tiles\">\n", out, "</div>\n");
 }
@@ -274,10 +293,6 @@ std::string Troubles(const RunReport& report) {
   return out;
 }
 
-std::string Legend(const std::string& css_class, const std::string& text) {
-  return absl::StrCat("<span class=\"", css_class, "\"><em>", EscapeHtml(text), "</em></span>");
-}
-
 using Points = std::vector<std::pair<double, double>>;
 
 // Exponential moving average with the bias of its start taken out.
@@ -297,13 +312,16 @@ std::string Curves(const RunReport& report) {
   // With fewer points, or points that are means already, the line reads well by itself.
   constexpr size_t kSmoothFrom = 60;
   constexpr double kDecay = 0.9;
-  Points loss, rate, norm, eval;
+  Points loss, rate, norm, eval, sparse_eval;
   for (const auto& point : report.curve().points()) {
     loss.emplace_back(point.step(), point.loss());
     rate.emplace_back(point.step(), point.learning_rate());
     norm.emplace_back(point.step(), point.grad_norm());
   }
-  for (const auto& one : report.evals()) eval.emplace_back(one.step(), one.loss());
+  for (const auto& one : report.evals()) {
+    eval.emplace_back(one.step(), one.loss());
+    if (HasSparseLoss(one)) sparse_eval.emplace_back(one.step(), one.sparse_loss());
+  }
   if (loss.empty() && eval.size() < 2) return "";
 
   std::vector<ChartSeries> series;
@@ -320,6 +338,11 @@ std::string Curves(const RunReport& report) {
   if (!eval.empty()) {
     series.push_back({"eval loss", "orange", eval, true});
     legend += Legend("orange", absl::StrCat("eval loss, last ", Fixed(eval.back().second, 4)));
+  }
+  if (!sparse_eval.empty()) {
+    series.push_back({"eval loss with rows dropped", "purple dashed", sparse_eval, true});
+    legend += Legend("purple dashed", absl::StrCat("eval loss with rows dropped, last ",
+                                                   Fixed(sparse_eval.back().second, 4)));
   }
   std::string out = absl::StrCat(
       "<h3>Loss, nats per labelled token, by step</h3><div class=\"legend\">", legend, "</div>",
@@ -349,17 +372,25 @@ std::string Evaluations(const RunReport& report) {
   const auto best =
       std::min_element(report.evals().begin(), report.evals().end(),
                        [](const auto& a, const auto& b) { return a.loss() < b.loss(); });
+  const bool sparse = std::any_of(report.evals().begin(), report.evals().end(), HasSparseLoss);
   for (const auto& eval : report.evals()) {
+    std::string with_rows_dropped;
+    if (sparse) {
+      with_rows_dropped =
+          Number(HasSparseLoss(eval) ? Significant(eval.sparse_perplexity(), 5) : "");
+    }
     absl::StrAppend(&rows, "<tr>", Number(HumanCount(eval.step())), Number(Fixed(eval.loss(), 4)),
-                    Number(Significant(eval.perplexity(), 5)),
+                    Number(Significant(eval.perplexity(), 5)), with_rows_dropped,
                     Number(Fixed(100 * eval.token_accuracy(), 1) + " %"),
                     Number(HumanCount(eval.labelled_tokens())),
                     Number(HumanDuration(eval.seconds())),
                     Cell(&eval == &*best ? "<span class=\"better\">best</span>" : ""), "</tr>\n");
   }
   if (rows.empty()) return "";
-  const std::string table = Table(
-      {"#Step", "#Loss", "#Perplexity", "#Token accuracy", "#Labelled tokens", "#Time", ""}, rows);
+  std::vector<std::string> columns = {"#Step", "#Loss", "#Perplexity"};
+  if (sparse) columns.push_back("#With rows dropped");
+  columns.insert(columns.end(), {"#Token accuracy", "#Labelled tokens", "#Time", ""});
+  const std::string table = Table(columns, rows);
   const size_t count = report.evals().size();
   return count > kShown ? Folded(absl::StrCat(count, " evaluations"), table) : table;
 }
@@ -481,10 +512,13 @@ std::string Times(const RunReport& report) {
   return out;
 }
 
-std::string Metrics() {
+std::string Metrics(const RunReport& report) {
   std::string out;
   for (const auto& [name, formula] : MetricDefinitions()) {
     out += Definition(name, EscapeHtml(formula));
+  }
+  for (const auto& [name, formula] : SparsityDefinitions()) {
+    if (report.last_sparse_step()) out += Definition(name, EscapeHtml(formula));
   }
   return absl::StrCat("<dl class=\"metrics\">\n", out, "</dl>\n");
 }
@@ -518,9 +552,11 @@ std::string RenderReportHtml(const RunReport& report) {
       "style-src 'unsafe-inline'\">\n<title>",
       EscapeHtml(Title(report)), "</title>\n<style>", kStyle, "</style></head>\n<body><main>\n",
       Header(report), Tiles(report), Troubles(report), Section("Curves", Curves(report)),
-      Section("Use it", HowToLoad(report)), Section("On held-out text", Evaluations(report)),
+      Section("Rows that took part", SparsityHtml(report)), Section("Use it", HowToLoad(report)),
+      Section("On held-out text", Evaluations(report)),
       Section("Memory by category", Memory(report)), Section("Data", Data(report)),
-      Section("Where the time went", Times(report)), Section("What the numbers mean", Metrics()),
+      Section("Where the time went", Times(report)),
+      Section("What the numbers mean", Metrics(report)),
       Section("To reproduce it", Reproduce(report)), "</main></body></html>\n");
 }
 
