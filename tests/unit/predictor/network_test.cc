@@ -14,7 +14,13 @@ using testing::RelativeError;
 constexpr int64_t kHidden = 24;
 
 PredictorShape Shape(bool flat_slice) {
-  return {.flat_slice = flat_slice, .hidden = kHidden, .block = 8, .slice = 6, .r1 = 10, .r2 = 7, .p = 5};
+  return {.flat_slice = flat_slice,
+          .hidden = kHidden,
+          .block = 8,
+          .slice = 6,
+          .r1 = 10,
+          .r2 = 7,
+          .p = 5};
 }
 
 // Two packed documents, both with a short last block, and one that is a short block alone.
@@ -62,7 +68,8 @@ at::Tensor ByLoops(const PredictorPath& path, const at::Tensor& a, const BlockLa
   return at::stack(vectors);
 }
 
-// C7: linear-time informativeness against the summed matrix, both ways to combine, packed documents.
+// C7: linear-time informativeness against the summed matrix, both ways to combine, packed
+// documents.
 TEST(PredictorNetwork, InformativenessInLinearTimeIsTheSumOfPredictions) {
   const BlockLayout blocks = Packed();
   const at::Tensor x = Rows(blocks.rows());
@@ -104,7 +111,8 @@ TEST(PredictorNetwork, FoldedNormIsTheNormalisedCopy) {
       const AttentionScorer::Vectors vectors = scorer.BlockVectors(x, blocks);
       EXPECT_LE(RelativeError(vectors.q, ByLoops(in_type(predictor.q), a, blocks)), bound);
       EXPECT_LE(RelativeError(vectors.k, ByLoops(in_type(predictor.k), a, blocks)), bound);
-      EXPECT_LE(RelativeError(PathVectors(in_type(predictor.q), shape, a, blocks), vectors.q), bound);
+      EXPECT_LE(RelativeError(PathVectors(in_type(predictor.q), shape, a, blocks), vectors.q),
+                bound);
       const MlpScorer mlp_scorer(mlp, norm, type, at::kCPU);
       const MlpPredictor wide{mlp.w1.to(type), mlp.w2.to(type), mlp.bias.to(type)};
       EXPECT_LE(RelativeError(mlp_scorer.Scores(x, blocks), MlpLogScores(wide, a, blocks)), bound);
@@ -122,9 +130,9 @@ TEST(PredictorNetwork, BFloat16CopiesStayClose) {
   const AttentionScorer high(predictor, shape, Norm(false, at::kBFloat16), at::kFloat, at::kCPU);
   const auto combine = kernels::Combine::kSymmetric;
   EXPECT_EQ(low.Scores(x, blocks, combine).scalar_type(), at::kFloat);
-  EXPECT_LE(RelativeError(low.Scores(x, blocks, combine),
-                          high.Scores(x.to(at::kFloat), blocks, combine)),
-            2e-2);
+  EXPECT_LE(
+      RelativeError(low.Scores(x, blocks, combine), high.Scores(x.to(at::kFloat), blocks, combine)),
+      2e-2);
 }
 
 // A slice holds a head's columns of all rows of a block; short blocks end with zeros.
@@ -136,8 +144,8 @@ TEST(PredictorNetwork, FlatSlicesOfABlock) {
   const at::Tensor vectors = PathVectors(predictor.q, shape, a, blocks);
   const at::Tensor slice =
       at::cat({a.slice(0, 8, 11).slice(1, 6, 12), at::zeros({5, 6})}).reshape({48});
-  const at::Tensor expected = predictor.q.w3.matmul(
-      predictor.q.w2.matmul(predictor.q.w1.matmul(slice).relu()).relu());
+  const at::Tensor expected =
+      predictor.q.w3.matmul(predictor.q.w2.matmul(predictor.q.w1.matmul(slice).relu()).relu());
   EXPECT_LE(RelativeError(vectors[1].slice(0, 5, 10), expected), 1e-5);
 }
 

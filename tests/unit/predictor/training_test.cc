@@ -86,7 +86,8 @@ TEST(PredictorTraining, PruningLeavesSixteenNeurons) {
   EXPECT_EQ(DeadShare(9), 0.55);
 }
 
-// On a trained model, on text that it has not seen in training: better than before, and than chance.
+// On a trained model, on text that it has not seen in training: better than before, and than
+// chance.
 TEST(PredictorTraining, LearnsToRankTheBlocksOfATrainedModel) {
   const std::string model = LEMO_SOURCE_DIR "/tests/fixtures/stories260k";
   const DecoderConfig config = *LoadDecoderConfig(model);
@@ -94,8 +95,12 @@ TEST(PredictorTraining, LearnsToRankTheBlocksOfATrainedModel) {
   const Decoder decoder(config, weights);
   constexpr int64_t kBlock = 8;
   PredictorTrainingOptions options;
-  options.shape = {.hidden = config.hidden, .block = kBlock, .slice = config.head_dim, .r1 = 32,
-                   .r2 = 32, .p = 16};
+  options.shape = {.hidden = config.hidden,
+                   .block = kBlock,
+                   .slice = config.head_dim,
+                   .r1 = 32,
+                   .r2 = 32,
+                   .p = 16};
   options.above = {2};
   options.elastic = true;
   PredictorTraining training(decoder, options);

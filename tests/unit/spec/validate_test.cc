@@ -57,6 +57,33 @@ TEST(FillDefaults, LeavesWhatIsGiven) {
   EXPECT_EQ(RunSpecToJson(spec), once);
 }
 
+TEST(FillDefaults, APredictorTrainsAsItsSectionSays) {
+  lemo::v1::RunSpec spec = Good();
+  Violations violations;
+  ApplyOverrides({"tuner=null", "predictor={}"}, &spec, &violations);
+  FillDefaults(&spec);
+  EXPECT_EQ(spec.train().steps(), 400);
+  EXPECT_FALSE(spec.train().has_epochs());
+  EXPECT_EQ(spec.train().batch_sequences(), 1);
+  EXPECT_EQ(spec.train().learning_rate(), 1e-3);
+  EXPECT_EQ(spec.train().min_learning_rate_ratio(), 0.01);
+  EXPECT_EQ(spec.train().beta2(), 0.95);
+  EXPECT_EQ(spec.predictor().kind(), "token_pool");
+  EXPECT_EQ(spec.predictor().block(), 64);
+  EXPECT_EQ(spec.predictor().combine(), "symmetric");
+}
+
+TEST(ValidateRunSpec, APredictorStandsInTheTunersPlace) {
+  EXPECT_THAT(FaultsWith({"tuner=null", "predictor={}"}), IsEmpty());
+  EXPECT_THAT(FaultsWith({"predictor={}"}),
+              ElementsAre("predictor: excludes tuner: a run trains one or the other"));
+  EXPECT_THAT(
+      FaultsWith({"tuner=null", "predictor.kind=\"pool\"", "predictor.r1=0",
+                  "predictor.nested_from=[-1]", "tokens.policy=\"random\""}),
+      ElementsAre(HasSubstr("tokens: a predictor is trained"), HasSubstr("predictor.kind: "),
+                  HasSubstr("predictor.r1: "), HasSubstr("predictor.nested_from[0]: ")));
+}
+
 TEST(FillDefaults, NeverChoosesATuner) {
   lemo::v1::RunSpec spec = Good();
   spec.clear_tuner();

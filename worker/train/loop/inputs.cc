@@ -27,13 +27,10 @@ void AddStatus(const std::string& field, const absl::Status& status, Violations*
 // before gigabytes of weights are read.
 void CheckTargets(const Inputs& inputs, Violations* violations) {
   if (!inputs.spec.tuner().has_lora()) return;
-  std::vector<std::string> modules;
+  const std::vector<std::string> modules = LinearModules(inputs.config);
   std::vector<std::string> last_names;
-  for (const TensorSpec& tensor : ExpectedTensors(inputs.config)) {
-    constexpr const char* kSuffix = "_proj.weight";
-    if (tensor.name.find(kSuffix) == std::string::npos) continue;
-    modules.push_back(tensor.name.substr(0, tensor.name.size() - std::string(".weight").size()));
-    const std::string last = modules.back().substr(modules.back().rfind('.') + 1);
+  for (const std::string& module : modules) {
+    const std::string last = module.substr(module.rfind('.') + 1);
     if (std::find(last_names.begin(), last_names.end(), last) == last_names.end()) {
       last_names.push_back(last);
     }

@@ -18,6 +18,7 @@
 #include "worker/train/loop/device.h"
 #include "worker/train/loop/engine.h"
 #include "worker/train/loop/eval_rows.h"
+#include "worker/train/loop/predictor_run.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/run_state.h"
 #include "worker/train/loop/signals.h"
@@ -156,6 +157,9 @@ absl::StatusOr<std::string> RunIdentity(const Inputs& inputs) {
     for (lemo::v1::DataFile& file : *files) file.clear_path();
   }
   if (spec.tuner().has_lora()) spec.mutable_tuner()->mutable_lora()->clear_init_from();
+  const std::string predictor = spec.tokens().predictor();
+  if (!predictor.empty() && predictor != "auto") spec.mutable_tokens()->clear_predictor();
+  if (spec.has_tokens()) spec.mutable_tokens()->clear_predictors_dir();
   nlohmann::json identity = nlohmann::json::parse(RunSpecToJson(spec));
   const std::filesystem::path model = inputs.spec.model().path();
   if (inputs.spec.model().has_random_init()) {
@@ -168,6 +172,12 @@ absl::StatusOr<std::string> RunIdentity(const Inputs& inputs) {
     const absl::StatusOr<std::string> hash = HashFile(adapter / "adapter_model.safetensors");
     if (!hash.ok()) return InField("tuner.lora.init_from", hash.status());
     identity["content"]["init_from"] = *hash;
+  }
+  if (!predictor.empty() && predictor != "auto") {
+    const absl::StatusOr<std::string> hash =
+        HashFile(std::filesystem::path(predictor) / "predictor.safetensors");
+    if (!hash.ok()) return InField("tokens.predictor", hash.status());
+    identity["content"]["predictor"] = *hash;
   }
   identity["tokenizer_sha256"] = inputs.text->tokenizer_hash();
   if (inputs.text->chat_template()) {
@@ -245,6 +255,8 @@ class Run {
 
   absl::Status Go(const lemo::v1::RunSpec& spec) {
     absl::Status ready = Open(spec);
+    if (ready.ok() && spec.has_predictor()) return Predict();
+    if (ready.ok()) ready = Resolve();
     if (ready.ok()) ready = Load();
     if (ready.ok()) ready = Resume();
     if (!ready.ok()) {
@@ -275,6 +287,45 @@ class Run {
     return absl::OkStatus();
   }
 
+  EmitEvent Emitter() {
+    return [this](RunEvent event) { reporter_.Emit(std::move(event)); };
+  }
+
+  // Policy predictor: finds the predictor, or trains it.
+  absl::Status Resolve() {
+    return ResolvePredictor(compute_, /*may_train=*/true, Emitter(), &inputs_);
+  }
+
+  // A run whose result is a predictor, in place of Load, Steps and Finish.
+  absl::Status Predict() {
+    const absl::StatusOr<TrainedPredictor> trained =
+        TrainPredictor(spec(), inputs_, compute_, output_->path() / kPredictorDirectory, Emitter());
+    RunEvent event;
+    lemo::v1::ResultEvent* result = event.mutable_result();
+    for (const auto set :
+         {&lemo::v1::ResultEvent::set_eval_loss_before, &lemo::v1::ResultEvent::set_eval_loss,
+          &lemo::v1::ResultEvent::set_perplexity_before, &lemo::v1::ResultEvent::set_perplexity,
+          &lemo::v1::ResultEvent::set_publish_max_logit_difference,
+          &lemo::v1::ResultEvent::set_train_loss, &lemo::v1::ResultEvent::set_tokens_per_second}) {
+      (result->*set)(kNan);
+    }
+    if (compute_.device.is_cpu()) result->mutable_peak_bytes()->set_total(PeakMemory().total);
+    if (trained.ok()) {
+      result->set_predictor_dir(trained->dir.string());
+      result->set_train_loss(trained->loss);
+      result->set_steps(static_cast<int32_t>(trained->steps));
+      result->set_tokens(trained->tokens);
+      result->set_seconds(trained->seconds);
+      result->set_tokens_per_second(static_cast<double>(trained->tokens) / trained->seconds);
+    } else if (!absl::IsCancelled(trained.status())) {
+      Withdraw();
+      return trained.status();
+    }
+    result->set_interrupted(!trained.ok());
+    reporter_.Emit(std::move(event));
+    return trained.status();
+  }
+
   // A run that cannot begin leaves nothing behind.
   void Withdraw() {
     if (!output_ || output_->had_run()) return;
@@ -289,7 +340,8 @@ class Run {
     absl::StatusOr<OutputDirectory> claimed = OutputDirectory::Claim(
         dir, {.identity_json = identity,
               .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, kEvalRows,
-                                kBlockScores, "report.json", "report.html", "trainer_state.json"}});
+                                kBlockScores, kPredictorDirectory, "report.json", "report.html",
+                                "trainer_state.json"}});
     if (!claimed.ok()) return InField("output.dir", claimed.status());
     output_ = *std::move(claimed);
     if (!output_->locked()) {
@@ -301,6 +353,7 @@ class Run {
                                     .keep_best = spec().checkpoint().keep_best()});
     if (!output_->had_run() || !options_.resume.empty()) return absl::OkStatus();
     if (std::filesystem::exists(dir / kAdapterDirectory) ||
+        std::filesystem::exists(dir / kPredictorDirectory) ||
         std::filesystem::exists(dir / kModelDirectory)) {
       return absl::FailedPreconditionError(absl::StrCat(
           "output.dir: ", dir.string(),

@@ -33,6 +33,28 @@ void FillLora(lemo::v1::LoraSpec* lora) {
   }
 }
 
+void FillPredictor(lemo::v1::PredictorSpec* predictor) {
+  LEMO_DEFAULT(predictor, kind, "token_pool");
+  LEMO_DEFAULT(predictor, r1, 128);
+  LEMO_DEFAULT(predictor, r2, 128);
+  LEMO_DEFAULT(predictor, p, 64);
+  LEMO_DEFAULT(predictor, block, 64);
+  LEMO_DEFAULT(predictor, combine, "symmetric");
+  LEMO_DEFAULT(predictor, score_rope, false);
+  LEMO_DEFAULT(predictor, elastic, false);
+  LEMO_DEFAULT(predictor, mlp, true);
+  LEMO_DEFAULT(predictor, allocate, 0);
+}
+
+// Where a predictor's run differs from a tuner's (lemo-spec section 5).
+void FillPredictorTrain(lemo::v1::TrainSpec* train) {
+  if (!train->has_epochs()) LEMO_DEFAULT(train, steps, 400);
+  if (!train->has_batch_tokens()) LEMO_DEFAULT(train, batch_sequences, 1);
+  LEMO_DEFAULT(train, learning_rate, 1e-3);
+  LEMO_DEFAULT(train, min_learning_rate_ratio, 0.01);
+  LEMO_DEFAULT(train, beta2, 0.95);
+}
+
 void FillTrain(bool full, lemo::v1::TrainSpec* train) {
   if (!train->has_steps()) LEMO_DEFAULT(train, epochs, 1);
   if (!train->has_batch_tokens()) LEMO_DEFAULT(train, batch_sequences, 4);
@@ -55,6 +77,10 @@ void FillDefaults(lemo::v1::RunSpec* spec) {
   LEMO_DEFAULT(spec->mutable_model(), compute_type, "auto");
   FillData(spec->output().dir(), spec->mutable_data());
   if (spec->tuner().has_lora()) FillLora(spec->mutable_tuner()->mutable_lora());
+  if (spec->has_predictor()) {
+    FillPredictor(spec->mutable_predictor());
+    FillPredictorTrain(spec->mutable_train());
+  }
   FillTrain(spec->tuner().has_full(), spec->mutable_train());
   if (spec->has_tokens()) FillTokenDefaults(spec->mutable_tokens());
   LEMO_DEFAULT(spec->mutable_memory(), policy, "attn_out");

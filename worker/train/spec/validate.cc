@@ -142,7 +142,34 @@ class Validator {
     }
   }
 
+  void Predictor() {
+    const auto& predictor = spec_.predictor();
+    if (spec_.tuner().kind_case() != lemo::v1::TunerSpec::KIND_NOT_SET) {
+      Fault("predictor", "excludes tuner: a run trains one or the other");
+    }
+    if (!spec_.tokens().policy().empty() && spec_.tokens().policy() != "dense") {
+      Fault("tokens", "a predictor is trained on passes of all rows; leave tokens out");
+    }
+    if (options_.eval_only) Fault("predictor", "has no meaning with --eval-only");
+    if (predictor.has_kind())
+      OneOf("predictor.kind", predictor.kind(), {"token_pool", "flat_slice"});
+    if (predictor.has_combine()) {
+      OneOf("predictor.combine", predictor.combine(), {"symmetric", "column", "column_mean"});
+    }
+    if (predictor.has_r1()) AtLeast("predictor.r1", predictor.r1(), 1);
+    if (predictor.has_r2()) AtLeast("predictor.r2", predictor.r2(), 1);
+    if (predictor.has_p()) AtLeast("predictor.p", predictor.p(), 1);
+    if (predictor.has_block()) AtLeast("predictor.block", predictor.block(), 1);
+    for (int i = 0; i < predictor.nested_from_size(); ++i) {
+      AtLeast(ElementPath("predictor.nested_from", i), predictor.nested_from(i), 0);
+    }
+    if (predictor.allocate() != 0) {
+      Fault("predictor.allocate", "shares by layer cannot be measured yet; leave it at 0");
+    }
+  }
+
   void Tuner() {
+    if (spec_.has_predictor()) return Predictor();
     switch (spec_.tuner().kind_case()) {
       case lemo::v1::TunerSpec::kLora:
         return Lora(spec_.tuner().lora());

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
+#include "worker/train/tokens/policy/predictor.h"
 
 namespace lemo::train {
 
@@ -19,6 +20,7 @@ absl::StatusOr<std::unique_ptr<TokenPolicy>> MakeTokenPolicy(const TokenSettings
   if (settings.policy == "recency") return MakeRecencyPolicy();
   if (settings.policy == "norm") return MakeNormPolicy();
   if (settings.policy == "oracle") return MakeOraclePolicy(settings, decoder);
+  if (settings.policy == "predictor") return MakePredictorPolicy(settings, decoder);
   return absl::UnimplementedError(
       absl::StrCat("tokens.policy: \"", settings.policy, "\" is not built in"));
 }

@@ -59,9 +59,12 @@ OrderedJson CardJson(const Predictor& predictor) {
   json["version"] = kVersion;
   json["lemo_version"] = card.lemo_version;
   json["created"] = card.created;
-  json["base"] = {{"fingerprint", card.base.fingerprint}, {"family", card.base.family},
-                  {"layers", card.base.layers},           {"hidden", card.base.hidden},
-                  {"heads", card.base.heads},             {"kv_heads", card.base.kv_heads},
+  json["base"] = {{"fingerprint", card.base.fingerprint},
+                  {"family", card.base.family},
+                  {"layers", card.base.layers},
+                  {"hidden", card.base.hidden},
+                  {"heads", card.base.heads},
+                  {"kv_heads", card.base.kv_heads},
                   {"head_dim", card.base.head_dim}};
   json["kind"] = KindName(card.shape.flat_slice);
   json["block"] = card.shape.block;
@@ -108,7 +111,7 @@ PredictorCard CardOf(const OrderedJson& json) {
   card.lemo_version = json.at("lemo_version");
   card.created = json.at("created");
   const OrderedJson& base = json.at("base");
-  card.base = {base.at("fingerprint"), base.at("family"),   base.at("layers"), base.at("hidden"),
+  card.base = {base.at("fingerprint"), base.at("family"),   base.at("layers"),  base.at("hidden"),
                base.at("heads"),       base.at("kv_heads"), base.at("head_dim")};
   card.shape.flat_slice = json.at("kind") == KindName(true);
   card.shape.hidden = card.base.hidden;
@@ -135,8 +138,10 @@ PredictorCard CardOf(const OrderedJson& json) {
   }
   if (json.contains("allocated")) {
     const OrderedJson& allocated = json.at("allocated");
-    card.allocated = {allocated.at("mean"), NumbersOf(allocated.at("keep")),
-                      NumbersOf(allocated.at("shares")), {}};
+    card.allocated = {allocated.at("mean"),
+                      NumbersOf(allocated.at("keep")),
+                      NumbersOf(allocated.at("shares")),
+                      {}};
     for (const OrderedJson& rise : allocated.at("rise")) {
       card.allocated.rise.push_back(NumbersOf(rise));
     }
@@ -361,13 +366,14 @@ absl::StatusOr<fs::path> FindPredictor(const fs::path& dir, const PredictorUse& 
   }
   for (const fs::directory_entry& entry : entries) {
     const std::string name = entry.path().filename().string();
-    if (name.empty() || name.front() == '.' || !fs::exists(entry.path() / kCardName, error)) continue;
+    if (name.empty() || name.front() == '.' || !fs::exists(entry.path() / kCardName, error))
+      continue;
     const absl::StatusOr<Predictor> predictor = ReadPredictor(entry.path());
     const absl::Status fits = predictor.ok() ? CheckFits(*predictor, use) : predictor.status();
     if (!fits.ok()) {
       reasons->push_back(absl::StrCat(entry.path().string(), ": ", fits.message()));
-    } else if (newest.empty() || std::pair(predictor->card.created, entry.path()) >
-                                     std::pair(created, newest)) {
+    } else if (newest.empty() ||
+               std::pair(predictor->card.created, entry.path()) > std::pair(created, newest)) {
       created = predictor->card.created;
       newest = entry.path();
     }

@@ -58,10 +58,10 @@ struct PredictorCard {
   int64_t sequence_length = 0;   // tokens
   int64_t steps = 0;
   bool held_out = true;  // quality was measured on data that was not trained on
-  std::map<std::string, HeadQuality> quality;             // by head, MLP ones too
-  std::vector<std::pair<int64_t, double>> loss_curve;     // (step, mean loss of the heads)
-  AllocatedShares allocated;                              // `keep` empty without any
-  std::string created;  // UTC, RFC 3339
+  std::map<std::string, HeadQuality> quality;          // by head, MLP ones too
+  std::vector<std::pair<int64_t, double>> loss_curve;  // (step, mean loss of the heads)
+  AllocatedShares allocated;                           // `keep` empty without any
+  std::string created;                                 // UTC, RFC 3339
   std::string lemo_version;
 };
 
@@ -89,8 +89,8 @@ struct PredictorUse {
   // `combine` and `score_rope` of the spec where they were given; empty: as the predictor has it.
   std::string combine;
   std::string score_rope;
-  std::vector<std::string> heads;    // that the choices of the run need
-  std::vector<int64_t> mlp;          // layers whose MLP chooses by itself
+  std::vector<std::string> heads;  // that the choices of the run need
+  std::vector<int64_t> mlp;        // layers whose MLP chooses by itself
 };
 
 // FailedPrecondition with every field that differs: what the predictor has, and what is wanted.

@@ -39,8 +39,8 @@ std::pair<at::Tensor, at::Tensor> Statistics(const InputNorm& norm, const at::Te
   return {(variance + norm.eps).rsqrt(), mean};
 }
 
-// The first layer of rows x [N, H] before ReLU, but for the factor `scale` [N] (undefined: 1), which
-// ReLU lets pass.
+// The first layer of rows x [N, H] before ReLU, but for the factor `scale` [N] (undefined: 1),
+// which ReLU lets pass.
 struct FirstLayer {
   at::Tensor values;  // [N, r]
   at::Tensor scale;
@@ -130,8 +130,7 @@ InputNorm AttentionNormOf(const Decoder& decoder, int64_t layer) {
 }
 
 InputNorm MlpNormOf(const Decoder& decoder, int64_t layer) {
-  return NormOf(decoder, decoder.layers[layer].mlp_norm,
-                decoder.layers[layer].mlp_norm_bias);
+  return NormOf(decoder, decoder.layers[layer].mlp_norm, decoder.layers[layer].mlp_norm_bias);
 }
 
 AttentionPredictor DrawAttentionPredictor(const PredictorShape& shape, uint64_t seed,
@@ -205,8 +204,8 @@ at::Tensor AttentionScorer::Scores(const at::Tensor& x, const BlockLayout& block
                                    kernels::Combine combine) const {
   const at::NoGradGuard no_grad;
   const Vectors vectors = BlockVectors(x, blocks);
-  return kernels::BlockInformativenessForward(vectors.q, vectors.k,
-                                              DocumentsOf(blocks, x.device()), combine)
+  return kernels::BlockInformativenessForward(vectors.q, vectors.k, DocumentsOf(blocks, x.device()),
+                                              combine)
       .mul_(scale_);
 }
 

@@ -2,9 +2,9 @@
 // (lemo-spec sections 4 and 8).
 //
 // True scores compare every row with every row. The networks look at each block alone and give it
-// two short vectors, in place of its queries and of its keys; the score of a pair of blocks is their
-// product, and the sums of scores that a block's informativeness is made of are then products of
-// sums: linear in the number of blocks.
+// two short vectors, in place of its queries and of its keys; the score of a pair of blocks is
+// their product, and the sums of scores that a block's informativeness is made of are then products
+// of sums: linear in the number of blocks.
 //
 //   token_pool   u_t = ReLU(W1 a_t)          every row by itself; a = the sub-block's normed input
 //                z_n = [mean u ; max u]      over the rows of block n
@@ -69,12 +69,11 @@ struct AttentionPredictor {
   PredictorPath q, k;
   double scale = 1;  // c of lemo-spec section 5
 
-  std::vector<at::Tensor*> Matrices() {
-    return {&q.w1, &q.w2, &q.w3, &k.w1, &k.w2, &k.w3};
-  }
+  std::vector<at::Tensor*> Matrices() { return {&q.w1, &q.w2, &q.w3, &k.w1, &k.w2, &k.w3}; }
 };
 
-// Predicts log(J + kMlpScoreFloor) of a block: the largest ReLU(W1 a_t) of its rows, then one product.
+// Predicts log(J + kMlpScoreFloor) of a block: the largest ReLU(W1 a_t) of its rows, then one
+// product.
 struct MlpPredictor {
   at::Tensor w1;    // [r, H]
   at::Tensor w2;    // [1, r]
@@ -106,8 +105,8 @@ at::Tensor MlpLogScores(const MlpPredictor& predictor, const at::Tensor& a,
                         const BlockLayout& blocks);
 
 // A predictor as a policy runs it: the gain of the norm folded into the first matrix, so that the
-// stream is read once and no normalised copy is made; the first matrices of both paths in one, in the
-// compute type; the small ones in fp32. Immutable; no gradient passes.
+// stream is read once and no normalised copy is made; the first matrices of both paths in one, in
+// the compute type; the small ones in fp32. Immutable; no gradient passes.
 class AttentionScorer {
  public:
   // Copies to the decoder's type and device.
@@ -119,8 +118,8 @@ class AttentionScorer {
   };
   Vectors BlockVectors(const at::Tensor& x, const BlockLayout& blocks) const;
 
-  // Predicted I of every block [B], in the units of true ones (times `scale`), for the rows x [N, H]
-  // before the norm.
+  // Predicted I of every block [B], in the units of true ones (times `scale`), for the rows x [N,
+  // H] before the norm.
   at::Tensor Scores(const at::Tensor& x, const BlockLayout& blocks, kernels::Combine combine) const;
 
  private:

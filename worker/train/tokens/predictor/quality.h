@@ -14,8 +14,9 @@ inline constexpr std::array<double, 7> kRecallShares = {0.2, 0.3, 0.4, 0.5, 0.6,
 
 // Means over documents.
 struct HeadQuality {
-  // Share of the truly best blocks that are among the best predicted ones, with ceil(share * blocks)
-  // of either; one entry for each of kRecallShares. With equal counts this is precision too.
+  // Share of the truly best blocks that are among the best predicted ones, with ceil(share *
+  // blocks) of either; one entry for each of kRecallShares. With equal counts this is precision
+  // too.
   std::vector<double> recall;
   // Of the blocks predicted to be at least average, the share that truly is (the precision of
   // threshold mode with the thresholds that algorithm 1 begins with).

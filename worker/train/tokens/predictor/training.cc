@@ -91,8 +91,9 @@ PredictionLoss AttentionLoss(const AttentionPredictor& predictor, const Predicto
     const int64_t first = blocks.documents[d], count = blocks.documents[d + 1] - first;
     const at::Tensor predicted = q.narrow(0, first, count).matmul(k.narrow(0, first, count).t());
     // Above the diagonal both are 0.
-    const at::Tensor part = at::smooth_l1_loss(
-        predicted.tril(), (actual[d] / scale).to(predicted.scalar_type()).tril(), at::Reduction::Sum);
+    const at::Tensor part =
+        at::smooth_l1_loss(predicted.tril(), (actual[d] / scale).to(predicted.scalar_type()).tril(),
+                           at::Reduction::Sum);
     sum = sum.defined() ? sum + part : part;
     pairs += count * (count + 1) / 2;
   }
@@ -119,8 +120,8 @@ class PredictorTraining::Pass final : public ScoreVisitor {
   void Run() {
     const at::NoGradGuard no_grad;
     const Decoder& decoder = training_.decoder_;
-    const at::Tensor stream = at::empty({sequences_.space->rows(), decoder.config.hidden},
-                                        decoder.embedding.options());
+    const at::Tensor stream =
+        at::empty({sequences_.space->rows(), decoder.config.hidden}, decoder.embedding.options());
     Embed(decoder, sequences_.tokens, sequences_.space->positions(), stream);
     ScorePass(decoder, *sequences_.space->all(),
               {.end_layer = decoder.config.layers, .finish_last_layer = training_.options_.mlp},
@@ -172,8 +173,8 @@ class PredictorTraining::Pass final : public ScoreVisitor {
     if (weight_ == 0) {
       const at::Tensor predicted = state.scorer->Scores(mlp_input_, blocks_);
       state.meter.Add(OnHost(predicted), OnHost(actual), blocks_);
-      state.meter.AddLoss(at::smooth_l1_loss(predicted, actual.to(predicted.scalar_type()))
-                              .item<double>());
+      state.meter.AddLoss(
+          at::smooth_l1_loss(predicted, actual.to(predicted.scalar_type())).item<double>());
       return;
     }
     const at::Tensor a = norm.Apply(mlp_input_).to(at::kFloat);
@@ -307,9 +308,9 @@ void PredictorTraining::BeginMeasuring() {
   for (size_t i = 0; i < mlp_.size(); ++i) {
     const MlpPredictor& live = mlp_[i]->predictor;
     mlp_[i]->meter = {};
-    mlp_[i]->scorer.emplace(
-        MlpPredictor{live.w1.detach(), live.w2.detach(), live.bias.detach()},
-        MlpNormOf(decoder_, static_cast<int64_t>(i)), decoder_.type, decoder_.device);
+    mlp_[i]->scorer.emplace(MlpPredictor{live.w1.detach(), live.w2.detach(), live.bias.detach()},
+                            MlpNormOf(decoder_, static_cast<int64_t>(i)), decoder_.type,
+                            decoder_.device);
   }
 }
 

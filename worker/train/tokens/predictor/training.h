@@ -63,7 +63,8 @@ class PredictorTraining {
   void Measure(const Sequences& sequences);
   std::map<std::string, HeadQuality> FinishMeasuring();
 
-  // Shape, scores and heads as they are now (fp32 on the CPU); the rest of the card is the caller's.
+  // Shape, scores and heads as they are now (fp32 on the CPU); the rest of the card is the
+  // caller's.
   Predictor Make() const;
 
   int64_t parameters() const;

@@ -1,0 +1,368 @@
+#include "worker/train/loop/predictor_run.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/files.h"
+#include "common/status_macros.h"
+#include "worker/train/data/batches.h"
+#include "worker/train/data/content_hash.h"
+#include "worker/train/loop/device_batch.h"
+#include "worker/train/loop/publisher.h"
+#include "worker/train/loop/signals.h"
+#include "worker/train/memory/counting_allocator.h"
+#include "worker/train/model/weights.h"
+#include "worker/train/optim/schedule.h"
+#include "worker/train/spec/spec.h"
+#include "worker/train/tokens/policy/predictor.h"
+#include "worker/train/tokens/predictor/training.h"
+
+namespace lemo::train {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kReportedShare = 0.4;
+// Training sequences on which a predictor is measured when no data is held out.
+constexpr int64_t kSequencesMeasured = 8;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void EmitPhase(const EmitEvent& emit, const std::string& name, const std::string& detail) {
+  lemo::v1::RunEvent event;
+  event.mutable_phase()->set_name(name);
+  event.mutable_phase()->set_detail(detail);
+  emit(std::move(event));
+}
+
+void EmitWarning(const EmitEvent& emit, const std::string& message, const std::string& field) {
+  lemo::v1::RunEvent event;
+  event.mutable_warning()->set_message(message);
+  event.mutable_warning()->set_field(field);
+  emit(std::move(event));
+}
+
+absl::StatusOr<ModelWeights> Weights(const lemo::v1::ModelSpec& model, const DecoderConfig& config,
+                                     const Compute& compute) {
+  if (model.has_random_init()) {
+    return RandomWeights(config, model.random_init().seed(), compute.type, compute.device);
+  }
+  return LoadWeights(model.path(), config, compute.type, compute.device);
+}
+
+absl::StatusOr<std::string> DataFingerprint(const lemo::v1::DataSpec& data) {
+  std::string hashes;
+  for (const lemo::v1::DataFile& file : data.train()) {
+    LEMO_ASSIGN_OR_RETURN(const std::string hash, HashFile(file.path()));
+    absl::StrAppend(&hashes, hash, "\n");
+  }
+  return Sha256Hex(hashes);
+}
+
+PredictorTrainingOptions TrainingOptions(const lemo::v1::RunSpec& spec,
+                                         const DecoderConfig& config) {
+  const lemo::v1::PredictorSpec& predictor = spec.predictor();
+  PredictorTrainingOptions options;
+  options.shape = {.flat_slice = predictor.kind() == "flat_slice",
+                   .hidden = config.hidden,
+                   .block = predictor.block(),
+                   .slice = config.head_dim,
+                   .r1 = predictor.r1(),
+                   .r2 = predictor.r2(),
+                   .p = predictor.p()};
+  options.scores = {CombineFromName(predictor.combine()), predictor.score_rope()};
+  options.elastic = predictor.elastic();
+  options.mlp = predictor.mlp();
+  options.above = {predictor.nested_from().begin(), predictor.nested_from().end()};
+  options.seed = spec.train().seed();
+  options.adamw = {.beta1 = spec.train().beta1(),
+                   .beta2 = spec.train().beta2(),
+                   .epsilon = spec.train().epsilon(),
+                   .weight_decay = spec.train().weight_decay()};
+  return options;
+}
+
+// Every so many points, and the last one.
+std::vector<std::pair<int64_t, double>> Thinned(const std::vector<double>& losses) {
+  const auto steps = static_cast<int64_t>(losses.size());
+  const int64_t apart = (steps + kLossCurvePoints - 1) / kLossCurvePoints;
+  std::vector<std::pair<int64_t, double>> curve;
+  for (int64_t i = 0; i < steps; ++i) {
+    if (i % std::max<int64_t>(apart, 1) == 0 || i + 1 == steps)
+      curve.emplace_back(i + 1, losses[i]);
+  }
+  return curve;
+}
+
+class PredictorRun {
+ public:
+  PredictorRun(const lemo::v1::RunSpec& spec, const Inputs& inputs, const Decoder& decoder,
+               const Compute& compute, const EmitEvent& emit)
+      : spec_(spec),
+        inputs_(inputs),
+        decoder_(decoder),
+        compute_(compute),
+        emit_(emit),
+        training_(decoder, TrainingOptions(spec, inputs.config)) {}
+
+  absl::StatusOr<TrainedPredictor> Go(const fs::path& dir) {
+    BatchOptions options;
+    options.seed = spec_.train().seed();
+    options.max_length = spec_.data().max_length();
+    options.packing = spec_.data().packing();
+    options.batch_sequences = spec_.train().batch_sequences();
+    options.batch_tokens = spec_.train().batch_tokens();
+    options.micro_batch_tokens = spec_.train().micro_batch_tokens();
+    LEMO_ASSIGN_OR_RETURN(BatchStream stream, BatchStream::Create(&*inputs_.train, options));
+    const int64_t steps = spec_.train().has_steps() ? spec_.train().steps()
+                                                    : stream.StepsForEpochs(spec_.train().epochs());
+    const Schedule schedule = {
+        .shape = ParseScheduleShape(spec_.train().schedule()).value_or(Schedule::Shape::kCosine),
+        .peak = spec_.train().learning_rate(),
+        .warmup_steps = spec_.train().warmup_steps(),
+        .total_steps = steps,
+        .min_ratio = spec_.train().min_learning_rate_ratio()};
+    EmitPhase(emit_, "train",
+              absl::StrCat("a predictor of ", training_.heads(), " heads, ", training_.parameters(),
+                           " parameters, ", steps, " steps"));
+    if (!inputs_.eval) {
+      EmitWarning(emit_, "no held-out data: recall is measured on training data", "data.eval");
+    }
+    std::vector<double> losses;
+    const int64_t eval_every = spec_.eval().every_steps();
+    while (done_.steps < steps) {
+      if (StopSignal() != 0) return Stopped();
+      const auto start = Clock::now();
+      const Batch batch = stream.Next();
+      const double rate = schedule.At(done_.steps);
+      std::vector<PredictorTraining::Sequences> parts;
+      for (const MicroBatch& part : batch.micro_batches) parts.push_back(OnDevice(part));
+      LEMO_ASSIGN_OR_RETURN(const PredictorTraining::StepResult result,
+                            training_.Step(parts, rate));
+      Synchronize(compute_.device);
+      ++done_.steps;
+      done_.tokens += batch.tokens;
+      done_.loss = result.loss;
+      losses.push_back(result.loss);
+      const double seconds = SecondsSince(start);
+      done_.seconds += seconds;
+      EmitStep(batch, result, rate, seconds, steps);
+      if (eval_every > 0 && done_.steps % eval_every == 0 && done_.steps < steps) {
+        if (!Measure()) return Stopped();
+      }
+    }
+    if (!Measure()) return Stopped();
+    LEMO_RETURN_IF_ERROR(Write(dir, losses));
+    done_.dir = dir;
+    return done_;
+  }
+
+ private:
+  PredictorTraining::Sequences OnDevice(const MicroBatch& batch) const {
+    DeviceBatch device = ToDevice(batch, decoder_, spec_.predictor().block());
+    return {std::move(device.tokens), std::move(device.space)};
+  }
+
+  absl::Status Stopped() const {
+    return absl::CancelledError(absl::StrCat("stopped by signal ", StopSignal(), " after step ",
+                                             done_.steps, "; no predictor was written"));
+  }
+
+  // False when a signal came.
+  bool Measure() {
+    const auto start = Clock::now();
+    const Dataset& data = inputs_.eval ? *inputs_.eval : *inputs_.train;
+    EvalBatches batches(&data, spec_.train().micro_batch_tokens(),
+                        inputs_.eval ? spec_.eval().max_sequences() : kSequencesMeasured);
+    training_.BeginMeasuring();
+    while (const std::optional<MicroBatch> batch = batches.Next()) {
+      if (StopSignal() != 0) return false;
+      training_.Measure(OnDevice(*batch));
+    }
+    quality_ = training_.FinishMeasuring();
+    lemo::v1::RunEvent event;
+    lemo::v1::EvalEvent* eval = event.mutable_eval();
+    eval->set_step(static_cast<int32_t>(done_.steps));
+    double loss = 0;
+    for (const auto& [name, quality] : quality_) {
+      loss += quality.loss / static_cast<double>(quality_.size());
+    }
+    eval->set_loss(loss);
+    eval->set_perplexity(kNan);
+    eval->set_token_accuracy(kNan);
+    eval->set_seconds(SecondsSince(start));
+    for (int64_t i = 0; i < decoder_.config.layers; ++i) {
+      eval->add_recall(quality_.at(LayerHead(i)).RecallAt(kReportedShare));
+    }
+    emit_(std::move(event));
+    return true;
+  }
+
+  void EmitStep(const Batch& batch, const PredictorTraining::StepResult& result, double rate,
+                double seconds, int64_t steps) {
+    lemo::v1::RunEvent event;
+    lemo::v1::StepEvent* step = event.mutable_step();
+    step->set_step(static_cast<int32_t>(done_.steps));
+    step->set_steps(static_cast<int32_t>(steps));
+    step->set_loss(result.loss);
+    step->set_learning_rate(rate);
+    step->set_grad_norm(result.grad_norm);
+    step->set_tokens(batch.tokens);
+    step->set_seconds(seconds);
+    step->set_tokens_per_second(static_cast<double>(batch.tokens) / seconds);
+    step->set_peak_bytes(compute_.device.is_cpu() ? PeakMemory().total
+                                                  : DevicePeakBytes(compute_.device));
+    step->mutable_peak()->set_total(step->peak_bytes());
+    step->set_eta_seconds(done_.seconds / static_cast<double>(done_.steps) *
+                          static_cast<double>(steps - done_.steps));
+    emit_(std::move(event));
+  }
+
+  absl::Status Write(const fs::path& dir, const std::vector<double>& losses) {
+    EmitPhase(emit_, "publish", dir.string());
+    Predictor predictor = training_.Make();
+    PredictorCard& card = predictor.card;
+    LEMO_ASSIGN_OR_RETURN(card.base.fingerprint, BaseFingerprint(spec_.model()));
+    LEMO_ASSIGN_OR_RETURN(card.data_fingerprint, DataFingerprint(spec_.data()));
+    card.combine = spec_.predictor().combine();
+    card.sequence_length = spec_.data().max_length();
+    card.held_out = inputs_.eval.has_value();
+    card.quality = quality_;
+    card.loss_curve = Thinned(losses);
+    card.created = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
+    card.lemo_version = kLemoVersion;
+    LEMO_RETURN_IF_ERROR(WritePredictor(predictor, dir));
+    // What was written is what will be read, or it is no result.
+    return ReadPredictor(dir).status();
+  }
+
+  const lemo::v1::RunSpec& spec_;
+  const Inputs& inputs_;
+  const Decoder& decoder_;
+  const Compute& compute_;
+  const EmitEvent& emit_;
+  PredictorTraining training_;
+  TrainedPredictor done_;
+  std::map<std::string, HeadQuality> quality_;
+};
+
+// The run that would train a predictor for `spec`'s choices.
+lemo::v1::RunSpec TrainingSpecFor(const lemo::v1::RunSpec& spec, const TokenSettings& settings) {
+  lemo::v1::RunSpec result = spec;
+  result.clear_tuner();
+  result.clear_tokens();
+  result.clear_train();
+  lemo::v1::PredictorSpec* predictor = result.mutable_predictor();
+  predictor->set_block(spec.tokens().block());
+  if (spec.tokens().has_combine()) predictor->set_combine(spec.tokens().combine());
+  if (spec.tokens().has_score_rope()) predictor->set_score_rope(spec.tokens().score_rope());
+  for (const int64_t layer : NestedChoices(settings)) {
+    predictor->add_nested_from(static_cast<int32_t>(layer));
+  }
+  FillDefaults(&result);
+  result.mutable_train()->set_micro_batch_tokens(result.data().max_length());
+  return result;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> BaseFingerprint(const lemo::v1::ModelSpec& model) {
+  const fs::path path = model.path();
+  if (!model.has_random_init()) return WeightsFingerprint(path);
+  LEMO_ASSIGN_OR_RETURN(const std::string config, HashFile(path / "config.json"));
+  return absl::StrCat("random-", model.random_init().seed(), "-", config);
+}
+
+absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, const Inputs& inputs,
+                                                const Compute& compute, const fs::path& dir,
+                                                const EmitEvent& emit) {
+  const int64_t layers = inputs.config.layers;
+  for (int i = 0; i < spec.predictor().nested_from_size(); ++i) {
+    if (spec.predictor().nested_from(i) < layers) continue;
+    return absl::InvalidArgumentError(absl::StrCat("predictor.nested_from[", i,
+                                                   "]: ", spec.predictor().nested_from(i),
+                                                   " is beyond the last layer, ", layers - 1));
+  }
+  if (spec.predictor().kind() == "flat_slice" &&
+      inputs.config.hidden % inputs.config.head_dim != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("predictor.kind: flat_slice cuts rows in slices of a head's width, ",
+                     inputs.config.head_dim, ", and this model's rows have ", inputs.config.hidden,
+                     " columns; use token_pool"));
+  }
+  EmitPhase(emit, "load",
+            absl::StrCat(spec.model().path(), ", computing in ", compute.reason, " on ",
+                         compute.device.str()));
+  LEMO_ASSIGN_OR_RETURN(const ModelWeights weights, Weights(spec.model(), inputs.config, compute));
+  const Decoder decoder(inputs.config, weights);
+  return PredictorRun(spec, inputs, decoder, compute, emit).Go(dir);
+}
+
+absl::Status ResolvePredictor(const Compute& compute, bool may_train, const EmitEvent& emit,
+                              Inputs* inputs) {
+  lemo::v1::TokensSpec* tokens = inputs->spec.mutable_tokens();
+  if (tokens->policy() != "predictor") return absl::OkStatus();
+  Violations violations;
+  const TokenSettings settings = MakeTokenSettings(*tokens, inputs->config.layers, &violations);
+  LEMO_RETURN_IF_ERROR(violations.ToStatus());
+  PredictorUse use = PredictorUseOf(settings, inputs->config);
+  LEMO_ASSIGN_OR_RETURN(use.base.fingerprint, BaseFingerprint(inputs->spec.model()));
+  if (tokens->predictor() != "auto") {
+    const absl::StatusOr<Predictor> predictor = ReadPredictor(tokens->predictor());
+    const absl::Status status = predictor.ok() ? CheckFits(*predictor, use) : predictor.status();
+    if (status.ok()) return status;
+    return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
+  }
+  const std::string& dir = tokens->predictors_dir();
+  std::vector<std::string> reasons;
+  fs::path found;
+  if (!dir.empty()) {
+    LEMO_ASSIGN_OR_RETURN(found, FindPredictor(dir, use, &reasons));
+    for (const std::string& reason : reasons) {
+      EmitWarning(emit, "predictor passed over: " + reason, "tokens.predictors_dir");
+    }
+  }
+  if (found.empty() && (dir.empty() || !may_train)) {
+    return absl::NotFoundError(absl::StrCat(
+        "tokens.predictor: auto, and ",
+        dir.empty() ? std::string("tokens.predictors_dir is not set")
+                    : absl::StrCat("none under ", dir, " fits this model"),
+        "; train one: the same spec with \"predictor\": {} in place of tuner and tokens, then name "
+        "<output.dir>/",
+        kPredictorDirectory));
+  }
+  if (found.empty()) {
+    EmitPhase(emit, "predictor", absl::StrCat("none fits under ", dir, "; training one first"));
+    const std::string name =
+        absl::StrCat("predictor-", use.base.fingerprint.substr(0, 12), "-",
+                     absl::FormatTime("%Y%m%dT%H%M%SZ", absl::Now(), absl::UTCTimeZone()));
+    // Its steps are none of this run's.
+    const EmitEvent quiet = [&emit](lemo::v1::RunEvent event) {
+      if (event.has_phase() || event.has_warning()) emit(std::move(event));
+    };
+    LEMO_ASSIGN_OR_RETURN(const TrainedPredictor trained,
+                          TrainPredictor(TrainingSpecFor(inputs->spec, settings), *inputs, compute,
+                                         fs::path(dir) / name, quiet));
+    found = trained.dir;
+  }
+  EmitPhase(emit, "predictor", found.string());
+  tokens->set_predictor(found.string());
+  return absl::OkStatus();
+}
+
+}  // namespace lemo::train

@@ -1,0 +1,48 @@
+// The run that trains a predictor, and how a run with policy `predictor` comes by its own.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "lemo/v1/run_event.pb.h"
+#include "lemo/v1/run_spec.pb.h"
+#include "worker/train/loop/device.h"
+#include "worker/train/loop/inputs.h"
+
+namespace lemo::train {
+
+inline constexpr const char* kPredictorDirectory = "predictor";
+
+using EmitEvent = std::function<void(lemo::v1::RunEvent)>;
+
+struct TrainedPredictor {
+  std::filesystem::path dir;
+  int64_t steps = 0;
+  int64_t tokens = 0;
+  double seconds = 0;  // in steps
+  double loss = 0;     // of the last step
+};
+
+// Trains a predictor for the model of `inputs` on its data, as `spec.predictor`, `spec.train` and
+// `spec.eval` say (defaults filled in), and writes it to `dir`. Emits `phase`, `step`, `eval` and
+// `warning`. Cancelled when a signal stops it, and then nothing is written: a run takes minutes,
+// and half a predictor is none.
+absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, const Inputs& inputs,
+                                                const Compute& compute,
+                                                const std::filesystem::path& dir,
+                                                const EmitEvent& emit);
+
+// What the weights of a model are known by in a predictor's card.
+absl::StatusOr<std::string> BaseFingerprint(const lemo::v1::ModelSpec& model);
+
+// For policy `predictor`; nothing to do for any other: makes `tokens.predictor` of inputs->spec the
+// directory of a predictor that fits model and settings. `auto` is the newest such one under
+// tokens.predictors_dir; where there is none and `may_train`, one is trained on the run's data and
+// put there. Errors name the field, and how to train one.
+absl::Status ResolvePredictor(const Compute& compute, bool may_train, const EmitEvent& emit,
+                              Inputs* inputs);
+
+}  // namespace lemo::train

@@ -1,0 +1,134 @@
+#include "worker/train/tokens/policy/predictor.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "worker/train/tokens/predictor/network.h"
+#include "worker/train/tokens/scoring/attention_scores.h"
+
+namespace lemo::train {
+namespace {
+
+// A choice for one layer asks its head. A choice for several asks the head that was trained for
+// just that, the whole stack or a layer and all above it, and otherwise takes the mean of the
+// layers' heads on the stream at hand.
+class PredictorPolicy final : public TokenPolicy {
+ public:
+  PredictorPolicy(const TokenSettings& settings, const Decoder& decoder, const Predictor& predictor)
+      : scope_(settings.scope), combine_(CombineFromName(predictor.card.combine)) {
+    const PredictorShape& shape = predictor.card.shape;
+    const auto add = [&](const std::string& name, int64_t layer) {
+      const auto head = predictor.heads.find(name);
+      if (head == predictor.heads.end()) return;
+      heads_.try_emplace(name, head->second, shape, AttentionNormOf(decoder, layer), decoder.type,
+                         decoder.device);
+    };
+    for (const std::string& name : PredictorUseOf(settings, decoder.config).heads) {
+      if (name == kStackHead) add(name, 0);
+    }
+    for (int64_t i = 0; i < decoder.config.layers; ++i) {
+      if (settings.keep[i] < 1 && scope_ != Scope::kStack) add(LayerHead(i), i);
+      if (settings.keep[i] < 1 && settings.mlp == MlpRows::kOwn) {
+        mlp_.try_emplace(i, predictor.mlp.at(i), MlpNormOf(decoder, i), decoder.type,
+                         decoder.device);
+      }
+    }
+    for (const int64_t layer : NestedChoices(settings)) add(AboveHead(layer), layer);
+  }
+
+  std::vector<float> Scores(const ScoreRequest& request) override {
+    const at::NoGradGuard no_grad;
+    const BlockLayout& blocks = request.space.blocks();
+    at::Tensor scores;
+    if (request.sub_block == ScoreRequest::SubBlock::kMlp) {
+      scores = mlp_.at(request.layer).Scores(request.stream, blocks);
+    } else if (const AttentionScorer* joint = JointHead(request)) {
+      scores = joint->Scores(request.stream, blocks, combine_);
+    } else if (scope_ == Scope::kNested) {
+      scores = heads_.at(LayerHead(request.layer)).Scores(request.stream, blocks, combine_);
+    } else {
+      for (int64_t i = request.layer; i < request.end_layer; ++i) {
+        const at::Tensor own = heads_.at(LayerHead(i)).Scores(request.stream, blocks, combine_);
+        scores = scores.defined() ? scores + own : own;
+      }
+      scores = scores / static_cast<double>(request.end_layer - request.layer);
+    }
+    const at::Tensor host = scores.to(at::kCPU, at::kFloat).contiguous();
+    return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
+  }
+  bool ReadsStream() const override { return true; }
+
+ private:
+  const AttentionScorer* JointHead(const ScoreRequest& request) const {
+    std::string name;
+    if (scope_ == Scope::kStack) name = kStackHead;
+    if (scope_ == Scope::kNested) name = AboveHead(request.layer);
+    const auto found = heads_.find(name);
+    return found == heads_.end() ? nullptr : &found->second;
+  }
+
+  const Scope scope_;
+  const kernels::Combine combine_;
+  std::map<std::string, AttentionScorer> heads_;
+  std::map<int64_t, MlpScorer> mlp_;
+};
+
+}  // namespace
+
+std::vector<int64_t> NestedChoices(const TokenSettings& settings) {
+  std::vector<int64_t> layers;
+  if (settings.scope != Scope::kNested) return layers;
+  double keep = 1;
+  for (size_t i = 0; i < settings.keep.size(); ++i) {
+    if (settings.keep[i] < keep) layers.push_back(static_cast<int64_t>(i));
+    keep = std::min(keep, settings.keep[i]);
+  }
+  return layers;
+}
+
+PredictorUse PredictorUseOf(const TokenSettings& settings, const DecoderConfig& config) {
+  PredictorUse use;
+  use.base = MakePredictorBase(config, "");
+  use.block = settings.block;
+  if (settings.spec.has_combine()) use.combine = settings.spec.combine();
+  if (settings.spec.has_score_rope()) {
+    use.score_rope = settings.spec.score_rope() ? "true" : "false";
+  }
+  if (settings.scope == Scope::kStack) {
+    use.heads = {kStackHead};
+  } else if (settings.scope == Scope::kNested) {
+    // Where it lacks the head for all layers above, the layer's own takes its place.
+    for (const int64_t layer : NestedChoices(settings)) use.heads.push_back(LayerHead(layer));
+  } else {
+    for (int64_t i = 0; i < config.layers; ++i) {
+      if (settings.keep[i] < 1) use.heads.push_back(LayerHead(i));
+      if (settings.keep[i] < 1 && settings.mlp == MlpRows::kOwn) use.mlp.push_back(i);
+    }
+  }
+  return use;
+}
+
+std::unique_ptr<TokenPolicy> MakePredictorPolicy(const TokenSettings& settings,
+                                                 const Decoder& decoder,
+                                                 const Predictor& predictor) {
+  return std::make_unique<PredictorPolicy>(settings, decoder, predictor);
+}
+
+absl::StatusOr<std::unique_ptr<TokenPolicy>> MakePredictorPolicy(const TokenSettings& settings,
+                                                                 const Decoder& decoder) {
+  const absl::StatusOr<Predictor> predictor = ReadPredictor(settings.spec.predictor());
+  const absl::Status status = predictor.ok()
+                                  ? CheckFits(*predictor, PredictorUseOf(settings, decoder.config))
+                                  : predictor.status();
+  if (!status.ok()) {
+    return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
+  }
+  return MakePredictorPolicy(settings, decoder, *predictor);
+}
+
+}  // namespace lemo::train
