@@ -23,6 +23,11 @@ struct PlainOptions {
   // equivalent of lemo-spec section 2: eliminated keys masked, sub-block output of eliminated rows
   // zero.
   std::vector<at::Tensor> attention_rows, mlp_rows;
+  // Rows that attention leaves out stay keys and values, without gradient (lemo-spec 18.6).
+  bool kv_all = false;
+  // Rows that are in the stream of each layer (bool [rows]); empty for all. Only post-norm models
+  // ask: their norms take all rows of the stream.
+  std::vector<at::Tensor> stream_rows;
   // Rows that carry loss (bool [rows]); undefined for all. A row that left the stream is one that
   // no later sub-block computes; one that left for good, or never went in, carries no loss either.
   at::Tensor loss_rows;

@@ -24,6 +24,21 @@ DecoderConfig TinyConfig(const std::string& name) {
   config.initializer_range = 0.12;  // large enough that every part matters, small enough for fp32
   config.tied_embeddings = true;
   config.sliding_window.assign(config.layers, 0);
+  if (name == "opt" || name == "opt_post_norm") {
+    config.family = "opt";
+    config.architecture = "OPTForCausalLM";
+    config.norm = DecoderConfig::Norm::kLayer;
+    config.mlp = DecoderConfig::Mlp::kRelu;
+    config.positions = DecoderConfig::Positions::kTable;
+    config.position_offset = 2;
+    config.qkv_bias = config.o_bias = config.mlp_bias = true;
+    if (name == "opt_post_norm") {
+      config.post_norm = true;
+      config.final_norm = false;
+      config.embedding_width = 10;
+    }
+    return config;
+  }
   if (name != "mha") config.kv_heads = 2;
   if (name == "qwen2") config.qkv_bias = true;
   if (name == "qwen3") {

@@ -15,7 +15,9 @@
 namespace lemo::train::testing {
 
 // The shapes that the families differ in, by name: "mha", "gqa", "qwen2" (QKV bias), "qwen3" (QK
-// norm, heads wider than hidden / heads, untied).
+// norm, heads wider than hidden / heads, untied), "opt" (learned positions, LayerNorm, biases, a
+// ReLU MLP), "opt_post_norm" (the same as its 350M model has it: norms behind the additions, none
+// before the head, a narrow embedding).
 DecoderConfig TinyConfig(const std::string& name);
 
 // Documents of these lengths, one after another; random tokens, a tenth of the labels ignored.

@@ -27,8 +27,9 @@ fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$python" "$here/record.py" "$scratch/recorded"
-# Both comparisons run, whatever the first one says.
+# All comparisons run, whatever the first one says.
 status=0
 "$python" "$here/compare.py" "$here/recorded" "$scratch/recorded" || status=1
 "$python" "$here/check_adapter.py" --lemo-train "$lemo_train" "$@" || status=1
+"$python" "$here/check_selection.py" --lemo-train "$lemo_train" || status=1
 exit $status

@@ -22,17 +22,20 @@ struct Scheme {
   Mlp mlp = Mlp::kShared;
   bool keep_left_rows = true;
   bool loss_through = false;  // only rows that every sub-block computed carry loss
-  double share = 0.5;         // of the blocks, about; 1 draws all of them
+  bool kv_all = false;
+  double share = 0.5;  // of the blocks, about; 1 draws all of them
 };
 
 inline void PrintTo(const Scheme& scheme, std::ostream* out) { *out << scheme.name; }
 
 inline const std::vector<Scheme> kSchemes = {
-    {.name = "layer", .loss_through = false},
+    {.name = "layer"},
     {.name = "layer_own", .mlp = Scheme::Mlp::kOwn},
     {.name = "layer_dense_mlp", .mlp = Scheme::Mlp::kAll},
     {.name = "layer_through", .mlp = Scheme::Mlp::kOwn, .loss_through = true, .share = 0.8},
     {.name = "group", .scope = Scheme::Scope::kGroup},
+    {.name = "layer_kv_all", .mlp = Scheme::Mlp::kOwn, .kv_all = true},
+    {.name = "group_kv_all", .scope = Scheme::Scope::kGroup, .kv_all = true},
     {.name = "nested", .scope = Scheme::Scope::kNested},
     {.name = "nested_through",
      .scope = Scheme::Scope::kNested,
@@ -77,6 +80,7 @@ class RandomRows final : public RowSource {
     calls_ = 0;
     attention_.clear();
     mlp_.clear();
+    stream_rows_.clear();
     streams_.clear();
     entering_ = scheme_.scope == Scheme::Scope::kStack ? Draw(*space_) : nullptr;
   }
@@ -87,10 +91,15 @@ class RandomRows final : public RowSource {
     return {.source = this,
             .entering = entering_,
             .keep_left_rows = scheme_.keep_left_rows,
+            .kv_all = scheme_.kv_all,
             .loss_rows = loss_rows_};
   }
   PlainOptions Oracle() const {
-    return {.attention_rows = attention_, .mlp_rows = mlp_, .loss_rows = loss_rows_};
+    return {.attention_rows = attention_,
+            .mlp_rows = mlp_,
+            .kv_all = scheme_.kv_all,
+            .stream_rows = stream_rows_,
+            .loss_rows = loss_rows_};
   }
 
   BlocksKept Stay(int64_t layer, const RowSpace& space, const at::Tensor& stream) override {
@@ -107,6 +116,7 @@ class RandomRows final : public RowSource {
       if (layer == 1) chosen_ = Draw(space);
       if (layer == 0) chosen_ = nullptr;
     }
+    stream_rows_.push_back(RowsIn(space, nullptr));
     Note(space, chosen_, stream, &attention_);
     return chosen_;
   }
@@ -122,6 +132,7 @@ class RandomRows final : public RowSource {
   // Bool [rows of the micro-batch], one a layer.
   const std::vector<at::Tensor>& attention() const { return attention_; }
   const std::vector<at::Tensor>& mlp() const { return mlp_; }
+  const std::vector<at::Tensor>& stream_rows() const { return stream_rows_; }
   const at::Tensor& loss_rows() const { return loss_rows_; }
   // The stream before each attention and each MLP, with NaN for rows that are not in it.
   const std::vector<at::Tensor>& streams() const { return streams_; }
@@ -158,7 +169,7 @@ class RandomRows final : public RowSource {
   std::shared_ptr<const RowSpace> looked_;
   std::mt19937_64 random_;
   BlocksKept entering_, chosen_;
-  std::vector<at::Tensor> attention_, mlp_, streams_;
+  std::vector<at::Tensor> attention_, mlp_, stream_rows_, streams_;
   at::Tensor loss_rows_;
   int64_t calls_ = 0;
 };

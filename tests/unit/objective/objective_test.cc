@@ -216,7 +216,7 @@ TEST(CrossEntropyObjective, ChoosesSegmentsOfHalfAGibibyte) {
     Model model(config, at::kFloat, LoraSpec());
     return CrossEntropyObjective(model.decoder, model.trainables, 0).segment_rows();
   };
-  EXPECT_EQ(chosen(29), 2048);
+  EXPECT_EQ(chosen(29), 1024) << "a CPU gains nothing from more";
   EXPECT_EQ(chosen(100000), (int64_t{512} << 20) / 600000);
 }
 
