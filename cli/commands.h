@@ -9,6 +9,7 @@ namespace lemo::cli {
 void AddJobCommands(CLI::App& app, Context& context);
 void AddSubmitCommand(CLI::App& job, Context& context);
 void AddFetchCommands(CLI::App& job, Context& context);
+void AddCompareCommand(CLI::App& job, Context& context);
 void AddFileCommands(CLI::App& app, Context& context);
 void AddModelCommands(CLI::App& app, Context& context);
 void AddWorkerCommands(CLI::App& app, Context& context);

@@ -243,6 +243,7 @@ void AddJobCommands(CLI::App& app, Context& context) {
   add("pause", "Let a job checkpoint and leave its devices", &Pause);
   add("resume", "Let a paused job go on", &Resume);
   AddFetchCommands(job, context);
+  AddCompareCommand(job, context);
 
   AddCommand(app, context, "queue", "Show the jobs that wait, and why", std::make_shared<NoFlags>(),
              &Queue);

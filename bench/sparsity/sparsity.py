@@ -288,9 +288,9 @@ Of dense, by the same engine, storage policy and length:
 Each figure is the median (least-most) over {about['rounds']} rounds, in each of which every arm ran once, as
 one process, in turn; a round's step time is the median of {about['steps']} steps after {about['warmup_steps']}
 warm-up. *Predicted* is the planner's cost model; its two rates, of products and of attention, come from the
-dense runs alone ({said}, a second of CPU time), and it is compared with the CPU time. *Saved* is what the layers keep for backward, *peak* the allocator's count above the
-weights, *resident* the peak resident set above the loaded model. The last two columns compare with PEFT and
-gradient checkpointing.
+dense runs alone ({said}, a second of CPU time), and it is compared with the CPU time. *Saved* is what the
+layers keep for backward, *peak* the allocator's count above the weights, *resident* the peak resident set
+above the loaded model. The last two columns compare with PEFT and gradient checkpointing.
 
 What this does not show: weights and text are random, so nothing about quality; one sequence a step; no
 other shape or device. {about['note']}

@@ -53,6 +53,14 @@ CoordinatorMessage Signal(const AttemptId& id, AttemptSignal::Signal signal) {
   return message;
 }
 
+double MeanKept(const lemo::v1::TokenSparsity& sparsity) {
+  double sum = 0;
+  for (const double kept : sparsity.attention_kept()) sum += kept;
+  for (const double kept : sparsity.mlp_kept()) sum += kept;
+  const int count = sparsity.attention_kept_size() + sparsity.mlp_kept_size();
+  return count > 0 ? sum / count : 0;
+}
+
 void UpdateProgress(const lemo::v1::RunEvent& event, absl::Time now, Job& job) {
   lemo::v1::Progress& progress = *job.mutable_progress();
   switch (event.event_case()) {
@@ -70,6 +78,7 @@ void UpdateProgress(const lemo::v1::RunEvent& event, absl::Time now, Job& job) {
       progress.set_eta_seconds(event.step().eta_seconds());
       progress.set_peak_bytes(event.step().peak_bytes());
       *progress.mutable_peak() = event.step().peak();
+      if (event.step().has_sparsity()) progress.set_kept(MeanKept(event.step().sparsity()));
       break;
     case lemo::v1::RunEvent::kEval:
       progress.set_eval_loss(event.eval().loss());

@@ -149,8 +149,8 @@ struct AppendLog {
   lemo::v1::LogChunk chunk;
 };
 
-// Content of a checkpoint that the job names no more. Other jobs may: those of one spec and seed make
-// the same checkpoints.
+// Content of a checkpoint that the job names no more. Other jobs may: those of one spec and seed
+// make the same checkpoints.
 struct DropContent {
   std::vector<std::string> sha256;
 };
