@@ -31,5 +31,6 @@ trap 'rm -rf "$scratch"' EXIT
 status=0
 "$python" "$here/compare.py" "$here/recorded" "$scratch/recorded" || status=1
 "$python" "$here/check_adapter.py" --lemo-train "$lemo_train" "$@" || status=1
+"$python" "$here/check_opt.py" --lemo-train "$lemo_train" || status=1
 "$python" "$here/check_selection.py" --lemo-train "$lemo_train" || status=1
 exit $status
