@@ -71,7 +71,8 @@ Outcome RunPlan(TapedModel& model, const MicroBatch& batch, const Predictor& pre
   model.Run(batch, testing::Uniform("input", model.config.layers), {.source = &plan});
   Outcome outcome;
   for (const at::Tensor& grad : model.Gradients()) outcome.grads.push_back(grad.clone());
-  for (const std::string& mask : plan.Selection().attention()) outcome.masks.push_back(mask);
+  const lemo::v1::SelectionEvent selection = plan.Selection();
+  outcome.masks.assign(selection.attention().begin(), selection.attention().end());
   return outcome;
 }
 
