@@ -54,7 +54,7 @@ TEST_F(Run, HandsOverTheResultOfASuccess) {
 
 TEST_F(Run, PicturesOfKeptBlocksStayOnTheWorker) {
   StartAgent();
-  Assign("a", "step 1\nselection 500000\nselection 10\nstep 2\nselection 10\nresult\n");
+  Assign("a", "step 1\nselection 500000\nselection 10\nstep 2\nselection 10\npublish\nresult\n");
   ASSERT_TRUE(coordinator_.WaitForEnd({"jobs/a", 1}));
   const KnownAttempt attempt = coordinator_.Get({"jobs/a", 1});
   EXPECT_EQ(attempt.ended->outcome(), AttemptEnded::SUCCEEDED) << attempt.ended->DebugString();
