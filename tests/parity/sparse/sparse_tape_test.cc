@@ -227,6 +227,10 @@ TEST_P(SparseTape, SegmentsOfTheLossDoNotMatter) {
       EXPECT_EQ(sums.labelled, whole.labelled);
       EXPECT_NEAR(sums.loss, whole.loss, 1e-6 * whole.loss);
       for (size_t i = 0; i < grads.size(); ++i) {
+        // Nothing but rounding: a bias of keys that are not rotated has no gradient.
+        if (model.config.family == "opt" && model.trainables[i].name.ends_with("k_proj.bias")) {
+          continue;
+        }
         EXPECT_LE(RelativeError(model.trainables[i].grad, grads[i]), 1e-6)
             << model.trainables[i].name << ", segments of " << segment;
       }
