@@ -242,7 +242,8 @@ TEST(CrossEntropyObjective, MemoryIsThatOfOneSegment) {
         int64_t bound = logits + segment * vocabulary;
         // In bfloat16 the gradient of a head that trains is made before it is added in fp32.
         if (trains_head && type == at::kBFloat16) bound += vocabulary * config.hidden * (2 + 4);
-        // Where the CPU multiplies tiles of bfloat16 (AMX), oneDNN packs the head, its width padded.
+        // Where the CPU multiplies tiles of bfloat16 (AMX), oneDNN packs the head, its width
+        // padded.
         if (type == at::kBFloat16) bound += vocabulary * 128 * 2;
         for (const bool gradient : {true, false}) {
           ResetPeakMemory();
