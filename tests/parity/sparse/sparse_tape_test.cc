@@ -104,7 +104,7 @@ TEST_P(SparseTape, AllBlocksKeptIsTheDensePassToTheBit) {
 TEST_P(SparseTape, FiniteDifferences) {
   TapedModel model = Make(at::kDouble);
   // The loss has a kink wherever a ReLU's argument passes zero.
-  if (model.config.mlp == DecoderConfig::Mlp::kRelu) GTEST_SKIP();
+  if (model.config.mlp == DecoderConfig::Mlp::kRelu) GTEST_SKIP() << "kinks of the ReLU";
   const MicroBatch batch = Batch(model);
   const double step = 1e-3;
   for (const Scheme& scheme : kSchemes) {
@@ -147,7 +147,7 @@ void ExpectSameRows(const at::Tensor& mask, const at::Tensor& a, const at::Tenso
 // C4, forward. The norms of post-norm models take every row.
 TEST_P(SparseTape, ASubBlockLeavesTheStreamOfOtherRowsAsItIs) {
   TapedModel model = Make(at::kFloat);
-  if (model.config.post_norm) GTEST_SKIP();
+  if (model.config.post_norm) GTEST_SKIP() << "its norms take every row";
   const MicroBatch batch = Batch(model);
   int64_t checked = 0;
   for (const Scheme& scheme : kSchemes) {
@@ -177,7 +177,7 @@ TEST_P(SparseTape, ASubBlockLeavesTheStreamOfOtherRowsAsItIs) {
 // C4, backward: a layer whose gradient begins at the objective.
 TEST_P(SparseTape, ALayerLeavesTheGradientOfOtherRowsAsItIs) {
   DecoderConfig config = testing::TinyConfig(GetParam().shape);
-  if (config.post_norm) GTEST_SKIP();
+  if (config.post_norm) GTEST_SKIP() << "its norms take every row";
   config.layers = 1;
   config.sliding_window.assign(1, 0);
   TapedModel model(config, at::kFloat, FullSpec());

@@ -204,7 +204,7 @@ TEST_P(TapeParity, PackedDocumentsEqualUnpackedOnes) {
 TEST_P(TapeParity, FiniteDifferences) {
   TapedModel engine = Make(at::kDouble);
   // The loss has a kink wherever a ReLU's argument passes zero.
-  if (engine.config.mlp == DecoderConfig::Mlp::kRelu) GTEST_SKIP();
+  if (engine.config.mlp == DecoderConfig::Mlp::kRelu) GTEST_SKIP() << "kinks of the ReLU";
   const MicroBatch batch = Batch(engine.config);
   const LossSums at_start = engine.Run(batch, Uniform("input", engine.config.layers));
   const std::vector<at::Tensor> grads = engine.Gradients();

@@ -43,16 +43,17 @@ RowBounds FirstBounds(const TokenSettings& tokens, int64_t layers, int64_t max_r
 // `rows` are the labelled rows of `batch`, in order.
 void AppendRows(const MicroBatch& batch, const RowLosses& rows, int32_t first_document,
                 EvalRows* result) {
-  const at::Tensor losses = rows.loss.to(at::kCPU, at::kFloat), hits = rows.hit.to(at::kCPU);
-  int64_t at = 0;
+  const at::Tensor losses = rows.loss.to(at::kCPU, at::kFloat).contiguous();
+  const at::Tensor hits = rows.hit.to(at::kCPU, at::kLong).contiguous();
+  const float* loss = losses.const_data_ptr<float>();
+  const int64_t* hit = hits.const_data_ptr<int64_t>();
   for (size_t d = 0; d + 1 < batch.document_starts.size(); ++d) {
     for (int32_t i = batch.document_starts[d]; i < batch.document_starts[d + 1]; ++i) {
       if (batch.labels[i] == kIgnoreLabel) continue;
-      result->loss.push_back(losses[at].item<float>());
-      result->hit.push_back(hits[at].item<int64_t>() != 0);
+      result->loss.push_back(*loss++);
+      result->hit.push_back(*hit++ != 0);
       result->position.push_back(batch.positions[i]);
       result->document.push_back(first_document + static_cast<int32_t>(d));
-      ++at;
     }
   }
 }
@@ -142,7 +143,8 @@ Engine::Pass Engine::Forward(const DeviceBatch& device, TokenPlan* plan, Tape::O
     labels = labels.index_select(0, rows);
     space = space->Shrunk(*entering);
   }
-  tape_->Reserve(plan->Bounds());
+  // A pass that keeps nothing has room in what evaluation was sized for.
+  if (for_backward) tape_->Reserve(plan->Bounds());
   options.keep_left_rows = !tokens_.loss_through;
   options.kv_all = tokens_.kv_all;
   Pass pass;

@@ -654,6 +654,12 @@ absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violat
   LEMO_RETURN_IF_ERROR(violations->ToStatus());
   EvalBatches batches(&*inputs.eval, inputs.spec.train().micro_batch_tokens(),
                       inputs.spec.eval().max_sequences());
+  if (spec.eval().sparse()) {
+    const EmitEvent emit = [&reporter](RunEvent event) { reporter.Emit(std::move(event)); };
+    LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, emit, &inputs));
+  } else {
+    inputs.spec.clear_tokens();  // all rows: nothing ranks blocks
+  }
   reporter.Phase("load", absl::StrCat(spec.model().path(), ", computing in ", compute.reason,
                                       " on ", compute.device.str()));
   LEMO_ASSIGN_OR_RETURN(

@@ -132,9 +132,7 @@ RowBounds TokenPlan::Bounds() const {
     SelectOptions options = settings_.select;
     options.keep = keep;
     options.use_threshold = !settings_.threshold.empty();
-    return MostRows(layout_,
-                    settings_.keep_labels ? LabelBlocks(layout_, batch_.labelled) : BlockMask(),
-                    options);
+    return MostRows(layout_, always_, options);
   };
   RowBounds bounds;
   bounds.stream = layout_.rows();

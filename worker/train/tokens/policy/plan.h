@@ -31,7 +31,7 @@ class TokenPlan final : public RowSource {
   // runs on a space of them alone. Null: all. Any other scope: null.
   BlocksKept Enter(const RowSpace& space);
 
-  // What the passes of this plan need at most. After Enter.
+  // What the forward pass of this plan needs at most. After Enter, before the pass.
   RowBounds Bounds() const;
 
   BlocksKept Stay(int64_t layer, const RowSpace& space, const at::Tensor& stream) override;

@@ -21,8 +21,8 @@ absl::StatusOr<std::unique_ptr<TokenPolicy>> MakeTokenPolicy(const TokenSettings
   if (settings.policy == "norm") return MakeNormPolicy();
   if (settings.policy == "oracle") return MakeOraclePolicy(settings, decoder);
   if (settings.policy == "predictor") return MakePredictorPolicy(settings, decoder);
-  return absl::UnimplementedError(
-      absl::StrCat("tokens.policy: \"", settings.policy, "\" is not built in"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("tokens.policy: \"", settings.policy, "\" ranks no blocks by itself"));
 }
 
 std::vector<float> BlockMeans(const at::Tensor& values, const BlockLayout& blocks) {
