@@ -9,19 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "worker/train/data/random.h"
-#include "worker/train/memory/counting_allocator.h"
+#include "worker/train/loop/spec_options.h"
 
 namespace lemo::train {
 namespace {
-
-absl::StatusOr<ModelWeights> MakeWeights(const lemo::v1::RunSpec& spec, const DecoderConfig& config,
-                                         const Compute& compute) {
-  const ScopedMemoryCategory category(MemoryCategory::kWeights);
-  if (spec.model().has_random_init()) {
-    return RandomWeights(config, spec.model().random_init().seed(), compute.type, compute.device);
-  }
-  return LoadWeights(spec.model().path(), config, compute.type, compute.device);
-}
 
 // Every micro-batch of a run draws other dropout masks.
 int64_t DropoutSeed(uint32_t seed, int64_t step, size_t micro_batch) {
@@ -79,8 +70,7 @@ Engine::Engine(const lemo::v1::RunSpec& spec, DecoderConfig config, ModelWeights
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const lemo::v1::RunSpec& spec,
                                                        const DecoderConfig& config,
                                                        const Compute& compute, int64_t max_rows) {
-  LEMO_ASSIGN_OR_RETURN(ModelWeights weights, MakeWeights(spec, config, compute));
-  CountExternalMemory(MemoryCategory::kWeights, weights.MappedBytes());
+  LEMO_ASSIGN_OR_RETURN(ModelWeights weights, WeightsOf(spec.model(), config, compute));
   std::unique_ptr<Engine> engine(new Engine(spec, config, std::move(weights)));
   LEMO_ASSIGN_OR_RETURN(engine->tuner_, MakeTuner(spec.tuner()));
   LEMO_ASSIGN_OR_RETURN(engine->trainables_,
@@ -104,11 +94,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const lemo::v1::RunSpec& 
                                          FirstBounds(engine->tokens_, config.layers, max_rows));
   engine->objective_ = std::make_unique<CrossEntropyObjective>(
       engine->decoder_, engine->trainables_, spec.memory().loss_segment_rows());
-  engine->optimizer_ = std::make_unique<AdamW>(
-      engine->trainables_, AdamWOptions{.beta1 = spec.train().beta1(),
-                                        .beta2 = spec.train().beta2(),
-                                        .epsilon = spec.train().epsilon(),
-                                        .weight_decay = spec.train().weight_decay()});
+  engine->optimizer_ = std::make_unique<AdamW>(engine->trainables_, AdamWOptionsOf(spec.train()));
   return engine;
 }
 

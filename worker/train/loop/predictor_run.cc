@@ -21,9 +21,8 @@
 #include "worker/train/loop/device_batch.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/signals.h"
+#include "worker/train/loop/spec_options.h"
 #include "worker/train/memory/counting_allocator.h"
-#include "worker/train/model/weights.h"
-#include "worker/train/optim/schedule.h"
 #include "worker/train/spec/spec.h"
 #include "worker/train/tokens/policy/predictor.h"
 #include "worker/train/tokens/predictor/training.h"
@@ -57,14 +56,6 @@ void EmitWarning(const EmitEvent& emit, const std::string& message, const std::s
   emit(std::move(event));
 }
 
-absl::StatusOr<ModelWeights> Weights(const lemo::v1::ModelSpec& model, const DecoderConfig& config,
-                                     const Compute& compute) {
-  if (model.has_random_init()) {
-    return RandomWeights(config, model.random_init().seed(), compute.type, compute.device);
-  }
-  return LoadWeights(model.path(), config, compute.type, compute.device);
-}
-
 absl::StatusOr<std::string> DataFingerprint(const lemo::v1::DataSpec& data) {
   std::string hashes;
   for (const lemo::v1::DataFile& file : data.train()) {
@@ -90,10 +81,7 @@ PredictorTrainingOptions TrainingOptions(const lemo::v1::RunSpec& spec,
   options.mlp = predictor.mlp();
   options.above = {predictor.nested_from().begin(), predictor.nested_from().end()};
   options.seed = spec.train().seed();
-  options.adamw = {.beta1 = spec.train().beta1(),
-                   .beta2 = spec.train().beta2(),
-                   .epsilon = spec.train().epsilon(),
-                   .weight_decay = spec.train().weight_decay()};
+  options.adamw = AdamWOptionsOf(spec.train());
   return options;
 }
 
@@ -121,22 +109,11 @@ class PredictorRun {
         training_(decoder, TrainingOptions(spec, inputs.config)) {}
 
   absl::StatusOr<TrainedPredictor> Go(const fs::path& dir) {
-    BatchOptions options;
-    options.seed = spec_.train().seed();
-    options.max_length = spec_.data().max_length();
-    options.packing = spec_.data().packing();
-    options.batch_sequences = spec_.train().batch_sequences();
-    options.batch_tokens = spec_.train().batch_tokens();
-    options.micro_batch_tokens = spec_.train().micro_batch_tokens();
-    LEMO_ASSIGN_OR_RETURN(BatchStream stream, BatchStream::Create(&*inputs_.train, options));
+    LEMO_ASSIGN_OR_RETURN(BatchStream stream,
+                          BatchStream::Create(&*inputs_.train, BatchOptionsOf(spec_)));
     const int64_t steps = spec_.train().has_steps() ? spec_.train().steps()
                                                     : stream.StepsForEpochs(spec_.train().epochs());
-    const Schedule schedule = {
-        .shape = ParseScheduleShape(spec_.train().schedule()).value_or(Schedule::Shape::kCosine),
-        .peak = spec_.train().learning_rate(),
-        .warmup_steps = spec_.train().warmup_steps(),
-        .total_steps = steps,
-        .min_ratio = spec_.train().min_learning_rate_ratio()};
+    const Schedule schedule = ScheduleOf(spec_.train(), steps);
     EmitPhase(emit_, "train",
               absl::StrCat("a predictor of ", training_.heads(), " heads, ", training_.parameters(),
                            " parameters, ", steps, " steps"));
@@ -308,7 +285,8 @@ absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, c
   EmitPhase(emit, "load",
             absl::StrCat(spec.model().path(), ", computing in ", compute.reason, " on ",
                          compute.device.str()));
-  LEMO_ASSIGN_OR_RETURN(const ModelWeights weights, Weights(spec.model(), inputs.config, compute));
+  LEMO_ASSIGN_OR_RETURN(const ModelWeights weights,
+                        WeightsOf(spec.model(), inputs.config, compute));
   const Decoder decoder(inputs.config, weights);
   return PredictorRun(spec, inputs, decoder, compute, emit).Go(dir);
 }

@@ -22,12 +22,13 @@
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/run_state.h"
 #include "worker/train/loop/signals.h"
+#include "worker/train/loop/spec_options.h"
 #include "worker/train/memory/counting_allocator.h"
-#include "worker/train/optim/schedule.h"
 #include "worker/train/publish/output_dir.h"
 #include "worker/train/report/report.h"
 #include "worker/train/spec/spec.h"
 #include "worker/train/state/checkpoint.h"
+#include "worker/train/tokens/predictor/artifact.h"
 
 namespace lemo::train {
 namespace {
@@ -39,6 +40,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr const char* kCheckpoints = "checkpoints";
 constexpr const char* kEvalRows = "eval-rows.safetensors";
 constexpr const char* kBlockScores = "block-scores.safetensors";
+constexpr const char* kChosenPredictor = "chosen-predictor";
 // Steps of a run whose kept blocks are told.
 constexpr int64_t kSelectionsShown = 8;
 // Rows of a held-out document on which a published result is compared with the live model.
@@ -291,9 +293,18 @@ class Run {
     return [this](RunEvent event) { reporter_.Emit(std::move(event)); };
   }
 
-  // Policy predictor: finds the predictor, or trains it.
+  // Policy predictor: finds the predictor, or trains it. What `auto` came to stays in the output
+  // directory, so that a resumed run ranks by it whatever was trained since.
   absl::Status Resolve() {
-    return ResolvePredictor(compute_, /*may_train=*/true, Emitter(), &inputs_);
+    lemo::v1::TokensSpec* tokens = inputs_.spec.mutable_tokens();
+    const bool chooses = tokens->policy() == "predictor" && tokens->predictor() == "auto";
+    const std::filesystem::path chosen = output_->path() / kChosenPredictor;
+    const bool has_chosen = chooses && std::filesystem::exists(chosen);
+    if (has_chosen) tokens->set_predictor(chosen.string());
+    LEMO_RETURN_IF_ERROR(ResolvePredictor(compute_, /*may_train=*/true, Emitter(), &inputs_));
+    if (!chooses || has_chosen) return absl::OkStatus();
+    LEMO_ASSIGN_OR_RETURN(const Predictor predictor, ReadPredictor(tokens->predictor()));
+    return WritePredictor(predictor, chosen);
   }
 
   // A run whose result is a predictor, in place of Load, Steps and Finish.
@@ -331,6 +342,7 @@ class Run {
     if (!output_ || output_->had_run()) return;
     std::error_code ignored;
     if (cache_is_new_) std::filesystem::remove_all(spec().data().cache_dir(), ignored);
+    std::filesystem::remove_all(output_->path() / kChosenPredictor, ignored);
     output_->Withdraw();
   }
 
@@ -340,8 +352,8 @@ class Run {
     absl::StatusOr<OutputDirectory> claimed = OutputDirectory::Claim(
         dir, {.identity_json = identity,
               .names_written = {kAdapterDirectory, kModelDirectory, kCheckpoints, kEvalRows,
-                                kBlockScores, kPredictorDirectory, "report.json", "report.html",
-                                "trainer_state.json"}});
+                                kBlockScores, kChosenPredictor, kPredictorDirectory, "report.json",
+                                "report.html", "trainer_state.json"}});
     if (!claimed.ok()) return InField("output.dir", claimed.status());
     output_ = *std::move(claimed);
     if (!output_->locked()) {
@@ -370,23 +382,12 @@ class Run {
   }
 
   absl::Status Load() {
-    BatchOptions options;
-    options.seed = spec().train().seed();
-    options.max_length = spec().data().max_length();
-    options.packing = spec().data().packing();
-    options.batch_sequences = spec().train().batch_sequences();
-    options.batch_tokens = spec().train().batch_tokens();
-    options.micro_batch_tokens = spec().train().micro_batch_tokens();
-    LEMO_ASSIGN_OR_RETURN(BatchStream stream, BatchStream::Create(&*inputs_.train, options));
+    LEMO_ASSIGN_OR_RETURN(BatchStream stream,
+                          BatchStream::Create(&*inputs_.train, BatchOptionsOf(spec())));
     stream_.emplace(std::move(stream));
     total_steps_ = spec().train().has_steps() ? spec().train().steps()
                                               : stream_->StepsForEpochs(spec().train().epochs());
-    schedule_.shape =
-        ParseScheduleShape(spec().train().schedule()).value_or(Schedule::Shape::kCosine);
-    schedule_.peak = spec().train().learning_rate();
-    schedule_.warmup_steps = spec().train().warmup_steps();
-    schedule_.total_steps = total_steps_;
-    schedule_.min_ratio = spec().train().min_learning_rate_ratio();
+    schedule_ = ScheduleOf(spec().train(), total_steps_);
 
     int64_t max_rows = std::max(stream_->MaxMicroBatchRows(), int64_t{1});
     if (inputs_.eval) max_rows = std::max(max_rows, MakeEvalBatches().MaxMicroBatchRows());
