@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -411,6 +412,18 @@ absl::Status WriteSafetensors(const std::filesystem::path& path,
   }
   if (::fsync(fd) != 0) return ErrnoStatus(errno, "sync", path);
   return absl::OkStatus();
+}
+
+absl::Status WriteSafetensorsAtomic(const std::filesystem::path& path,
+                                    const std::map<std::string, TensorView>& tensors,
+                                    const std::map<std::string, std::string>& metadata) {
+  const std::filesystem::path beside =
+      path.parent_path() / absl::StrCat(".", path.filename().string(), ".", ::getpid(), ".tmp");
+  absl::Cleanup discard = [&beside] { ::unlink(beside.c_str()); };
+  LEMO_RETURN_IF_ERROR(WriteSafetensors(beside, tensors, metadata));
+  if (::rename(beside.c_str(), path.c_str()) != 0) return ErrnoStatus(errno, "rename to", path);
+  std::move(discard).Cancel();
+  return SyncPath(path.has_parent_path() ? path.parent_path() : std::filesystem::path("."));
 }
 
 }  // namespace lemo

@@ -29,6 +29,14 @@ struct TensorView {
   std::string_view bytes;
 };
 
+// A list as a tensor of one dimension; `values` outlives it.
+template <typename T>
+TensorView ListView(TensorType type, const std::vector<T>& values) {
+  return {type,
+          {static_cast<int64_t>(values.size())},
+          {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)}};
+}
+
 // A memory-mapped file whose header was checked in full on opening: length, JSON, known types,
 // shapes without overflow, offsets inside the file, no overlaps, no holes, sizes that match the
 // shapes. Every fault is InvalidArgument with the path and the tensor. Views live as long as the
@@ -59,5 +67,11 @@ absl::Status ParseSafetensors(std::string_view bytes, std::map<std::string, Tens
 absl::Status WriteSafetensors(const std::filesystem::path& path,
                               const std::map<std::string, TensorView>& tensors,
                               const std::map<std::string, std::string>& metadata);
+
+// The same beside `path`, then renamed: afterwards `path` holds either its former contents or all
+// of this, and nothing else is left.
+absl::Status WriteSafetensorsAtomic(const std::filesystem::path& path,
+                                    const std::map<std::string, TensorView>& tensors,
+                                    const std::map<std::string, std::string>& metadata);
 
 }  // namespace lemo

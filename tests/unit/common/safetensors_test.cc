@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/file_size_limit.h"
+
 namespace lemo {
 namespace {
 
@@ -261,6 +263,21 @@ TEST_F(SafetensorsFileTest, FullDisk) {
       WriteSafetensors("/dev/full", {{"t", {TensorType::kU8, {2}, "ab"}}}, {});
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("/dev/full"));
+}
+
+TEST_F(SafetensorsFileTest, AnAtomicWriteThatFailsLeavesTheFormerFileAlone) {
+  const fs::path path = dir_ / "t.safetensors";
+  const std::vector<int32_t> former = {1, 2, 3}, longer(5000, 7);
+  ASSERT_TRUE(WriteSafetensorsAtomic(path, {{"t", ListView(TensorType::kI32, former)}}, {}).ok());
+  {
+    const FileSizeLimit full(1000);
+    EXPECT_FALSE(
+        WriteSafetensorsAtomic(path, {{"t", ListView(TensorType::kI32, longer)}}, {}).ok());
+  }
+  const SafetensorsFile file = SafetensorsFile::Open(path).value();
+  EXPECT_EQ(file.tensors().at("t").shape, std::vector<int64_t>{3});
+  EXPECT_EQ(std::distance(fs::directory_iterator(dir_), fs::directory_iterator()), 1)
+      << "something is left beside it";
 }
 
 TEST_F(SafetensorsFileTest, ViewsSurviveAMove) {

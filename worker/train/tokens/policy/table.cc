@@ -29,13 +29,6 @@ std::vector<float> ToHost(const at::Tensor& scores) {
   return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
 }
 
-template <typename T>
-TensorView View(TensorType type, const std::vector<T>& values) {
-  return {type,
-          {static_cast<int64_t>(values.size())},
-          {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)}};
-}
-
 // The tensor of that name, if it is a list of that type.
 template <typename T>
 absl::StatusOr<std::vector<T>> Read(const SafetensorsFile& file, const std::string& name,
@@ -134,21 +127,15 @@ absl::Status TablePolicy::Save(const std::filesystem::path& path, const std::str
     scores.insert(scores.end(), values.begin(), values.end());
     starts.push_back(static_cast<int64_t>(scores.size()));
   }
-  std::filesystem::path beside = path;
-  beside += ".new";
-  LEMO_RETURN_IF_ERROR(WriteSafetensors(beside,
-                                        {{"documents", View(TensorType::kI64, documents)},
-                                         {"starts", View(TensorType::kI64, starts)},
-                                         {"scores", View(TensorType::kF32, scores)}},
-                                        {{"format", kFormat},
-                                         {"version", "1"},
-                                         {"run", run},
-                                         {"score", spec_.table_score()},
-                                         {"block", absl::StrCat(block_)}}));
-  std::error_code error;
-  std::filesystem::rename(beside, path, error);
-  if (error) return absl::InternalError(absl::StrCat(path.string(), ": ", error.message()));
-  return absl::OkStatus();
+  return WriteSafetensorsAtomic(path,
+                                {{"documents", ListView(TensorType::kI64, documents)},
+                                 {"starts", ListView(TensorType::kI64, starts)},
+                                 {"scores", ListView(TensorType::kF32, scores)}},
+                                {{"format", kFormat},
+                                 {"version", "1"},
+                                 {"run", run},
+                                 {"score", spec_.table_score()},
+                                 {"block", absl::StrCat(block_)}});
 }
 
 absl::Status TablePolicy::Load(const std::filesystem::path& path, const std::string& run) {
