@@ -11,17 +11,12 @@
 #include "kernels/rows/rows.h"
 #include "worker/train/model/family/family.h"
 #include "worker/train/model/sign_bits.h"
+#include "worker/train/model/tile_rows.h"
 
 namespace lemo::train {
 namespace {
 
 constexpr Stage kLayerStages[] = {Stage::kQkv, Stage::kOutput, Stage::kMlp};
-
-// Three tensors of width I live at a time in a tile; more rows than this gain no speed.
-int64_t ChooseTileRows(int64_t wanted, bool cpu) {
-  if (wanted > 0) return wanted;
-  return cpu ? 1024 : 4096;
-}
 
 int64_t StatisticBytes(at::ScalarType type) { return type == at::kDouble ? 8 : 4; }
 
@@ -116,7 +111,7 @@ Tape::Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options,
     : decoder_(decoder),
       trainables_(trainables),
       options_(std::move(options)),
-      tile_rows_(ChooseTileRows(options_.mlp_tile_rows, decoder.device.is_cpu())),
+      tile_rows_(ChooseTileRows(options_.mlp_tile_rows, decoder.device)),
       parameters_(decoder.config.layers,
                   std::vector<std::vector<Trainable*>>(std::size(kLayerStages))),
       horizon_(LowestLayer(trainables, decoder.config.layers)),

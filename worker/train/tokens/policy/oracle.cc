@@ -7,6 +7,7 @@
 
 #include "worker/train/tokens/policy/policy.h"
 #include "worker/train/tokens/scoring/attention_scores.h"
+#include "worker/train/tokens/scoring/host_scores.h"
 #include "worker/train/tokens/scoring/mlp_scores.h"
 
 namespace lemo::train {
@@ -25,8 +26,7 @@ class OraclePolicy final : public TokenPolicy {
             // With adapters as they are now, from the rows that are in the stream.
             : MeanAttentionScores(decoder_, request.layer, request.end_layer, request.stream,
                                   request.space, options_);
-    const at::Tensor host = scores.to(at::kCPU, at::kFloat).contiguous();
-    return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
+    return OnHost(scores);
   }
   bool ReadsStream() const override { return true; }
 

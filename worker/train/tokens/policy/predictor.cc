@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "worker/train/tokens/predictor/network.h"
 #include "worker/train/tokens/scoring/attention_scores.h"
+#include "worker/train/tokens/scoring/host_scores.h"
 
 namespace lemo::train {
 namespace {
@@ -58,8 +59,7 @@ class PredictorPolicy final : public TokenPolicy {
       }
       scores = scores / static_cast<double>(request.end_layer - request.layer);
     }
-    const at::Tensor host = scores.to(at::kCPU, at::kFloat).contiguous();
-    return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
+    return OnHost(scores);
   }
   bool ReadsStream() const override { return true; }
 

@@ -13,6 +13,7 @@
 #include "common/status_macros.h"
 #include "worker/train/tokens/scoring/attention_scores.h"
 #include "worker/train/tokens/scoring/head_scores.h"
+#include "worker/train/tokens/scoring/host_scores.h"
 #include "worker/train/tokens/scoring/score_pass.h"
 
 namespace lemo::train {
@@ -22,11 +23,6 @@ constexpr const char* kFormat = "lemo.block_scores";
 
 at::Tensor Integers(const std::vector<int32_t>& values, at::Device device) {
   return at::tensor(at::ArrayRef<int32_t>(values), at::kInt).to(device, at::kLong);
-}
-
-std::vector<float> ToHost(const at::Tensor& scores) {
-  const at::Tensor host = scores.to(at::kCPU, at::kFloat).contiguous();
-  return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
 }
 
 // The tensor of that name, if it is a list of that type.
@@ -61,16 +57,16 @@ std::vector<float> TablePolicy::BaseScores(const at::Tensor& tokens, const at::T
   Embed(base_, tokens, space.positions(), stream);
   const std::string& score = spec_.table_score();
   if (score.empty() || score == "attention") {
-    return ToHost(
+    return OnHost(
         MeanAttentionScores(base_, 0, base_.config.layers, stream, space, ScoreOptionsOf(spec_)));
   }
   ScoreVisitor nobody;
   ScorePass(base_, *space.all(), {.end_layer = base_.config.layers}, stream, nobody);
   if (score == "entropy") {
-    return ToHost(EntropyScores(base_, stream, space.blocks(), segment_rows_));
+    return OnHost(EntropyScores(base_, stream, space.blocks(), segment_rows_));
   }
   std::vector<float> losses =
-      ToHost(LossScores(base_, stream, labels, space.blocks(), segment_rows_));
+      OnHost(LossScores(base_, stream, labels, space.blocks(), segment_rows_));
   for (float& loss : losses) {
     if (loss < 0) {  // no label
       loss = std::numeric_limits<float>::lowest();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "worker/train/tokens/scoring/host_scores.h"
 #include "worker/train/tokens/scoring/mlp_scores.h"
 #include "worker/train/tokens/scoring/score_pass.h"
 
@@ -25,11 +26,6 @@ at::Tensor Combined(const std::vector<at::Tensor>& scores, kernels::Combine comb
     parts.push_back(kernels::CombineBlockScores(part, combine));
   }
   return at::cat(parts);
-}
-
-std::vector<float> OnHost(const at::Tensor& values) {
-  const at::Tensor host = values.detach().to(at::kCPU, at::kFloat).contiguous();
-  return {host.const_data_ptr<float>(), host.const_data_ptr<float>() + host.numel()};
 }
 
 AttentionPredictor OnCpu(const AttentionPredictor& predictor) {

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <vector>
 
+#include "worker/train/model/tile_rows.h"
+
 namespace lemo::train {
 namespace {
 
@@ -38,7 +40,7 @@ at::Tensor BlockMaxima(const at::Tensor& values, const BlockLayout& blocks) {
 at::Tensor MlpScores(const Decoder& decoder, int64_t layer, const at::Tensor& x2,
                      const BlockLayout& blocks, int64_t tile_rows) {
   const at::NoGradGuard no_grad;
-  if (tile_rows <= 0) tile_rows = decoder.device.is_cpu() ? 1024 : 4096;
+  tile_rows = ChooseTileRows(tile_rows, decoder.device);
   std::vector<at::Tensor> updates;
   for (int64_t first = 0; first < x2.size(0); first += tile_rows) {
     const at::Tensor tile = x2.narrow(0, first, std::min(tile_rows, x2.size(0) - first));

@@ -8,6 +8,7 @@
 #include "kernels/rope/rope.h"
 #include "kernels/rows/rows.h"
 #include "worker/train/model/attention.h"
+#include "worker/train/model/tile_rows.h"
 
 namespace lemo::train {
 namespace {
@@ -44,8 +45,7 @@ at::Tensor Rotated(const Decoder& decoder, const at::Tensor& heads, const RopeTa
 void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOptions& options,
                const at::Tensor& stream, ScoreVisitor& visitor) {
   const at::NoGradGuard no_grad;
-  const int64_t tile_rows =
-      options.mlp_tile_rows > 0 ? options.mlp_tile_rows : (decoder.device.is_cpu() ? 1024 : 4096);
+  const int64_t tile_rows = ChooseTileRows(options.mlp_tile_rows, decoder.device);
   at::Tensor normed = stream;  // post-norm models: written by the norms
   for (int64_t i = options.first_layer; i < options.end_layer; ++i) {
     const DecoderLayer& layer = decoder.layers[i];
