@@ -19,10 +19,10 @@
 #include "worker/train/data/batches.h"
 #include "worker/train/data/content_hash.h"
 #include "worker/train/loop/device_batch.h"
+#include "worker/train/loop/peak_bytes.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/signals.h"
 #include "worker/train/loop/spec_options.h"
-#include "worker/train/memory/counting_allocator.h"
 #include "worker/train/spec/spec.h"
 #include "worker/train/tokens/policy/predictor.h"
 #include "worker/train/tokens/predictor/training.h"
@@ -202,9 +202,8 @@ class PredictorRun {
     step->set_tokens(batch.tokens);
     step->set_seconds(seconds);
     step->set_tokens_per_second(static_cast<double>(batch.tokens) / seconds);
-    step->set_peak_bytes(compute_.device.is_cpu() ? PeakMemory().total
-                                                  : DevicePeakBytes(compute_.device));
-    step->mutable_peak()->set_total(step->peak_bytes());
+    *step->mutable_peak() = PeakBytesOf(compute_.device);
+    step->set_peak_bytes(step->peak().total());
     step->set_eta_seconds(done_.seconds / static_cast<double>(done_.steps) *
                           static_cast<double>(steps - done_.steps));
     emit_(std::move(event));

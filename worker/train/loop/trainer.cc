@@ -18,12 +18,12 @@
 #include "worker/train/loop/device.h"
 #include "worker/train/loop/engine.h"
 #include "worker/train/loop/eval_rows.h"
+#include "worker/train/loop/peak_bytes.h"
 #include "worker/train/loop/predictor_run.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/run_state.h"
 #include "worker/train/loop/signals.h"
 #include "worker/train/loop/spec_options.h"
-#include "worker/train/memory/counting_allocator.h"
 #include "worker/train/publish/output_dir.h"
 #include "worker/train/report/report.h"
 #include "worker/train/spec/spec.h"
@@ -114,20 +114,11 @@ class Reporter {
 };
 
 lemo::v1::PeakBytes PeakByCategory(const Engine& engine, at::Device device) {
-  lemo::v1::PeakBytes peak;
-  if (device.is_cpu()) {
-    const MemoryUsage usage = PeakMemory();
-    peak.set_weights(usage[MemoryCategory::kWeights]);
-    peak.set_trainable(usage[MemoryCategory::kTrainable]);
-    peak.set_saved_activations(usage[MemoryCategory::kSavedActivations]);
-    peak.set_transient(usage[MemoryCategory::kTransient]);
-    peak.set_loss(usage[MemoryCategory::kLoss]);
-    peak.set_total(usage.total);
-  } else {
-    // The device's allocator knows no categories; what was sized beforehand is known all the same.
+  lemo::v1::PeakBytes peak = PeakBytesOf(device);
+  if (!device.is_cpu()) {
+    // What was sized beforehand is known without the allocator.
     peak.set_weights(engine.weights().OwnedBytes());
     peak.set_saved_activations(engine.tape().arena_bytes());
-    peak.set_total(DevicePeakBytes(device));
   }
   return peak;
 }
@@ -320,7 +311,7 @@ class Run {
           &lemo::v1::ResultEvent::set_train_loss, &lemo::v1::ResultEvent::set_tokens_per_second}) {
       (result->*set)(kNan);
     }
-    if (compute_.device.is_cpu()) result->mutable_peak_bytes()->set_total(PeakMemory().total);
+    *result->mutable_peak_bytes() = PeakBytesOf(compute_.device);
     if (trained.ok()) {
       result->set_predictor_dir(trained->dir.string());
       result->set_train_loss(trained->loss);

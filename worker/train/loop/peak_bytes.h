@@ -1,0 +1,14 @@
+// Peak memory of this process as events and results tell it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "lemo/v1/run_event.pb.h"
+
+namespace lemo::train {
+
+// On a CPU by category; elsewhere the total alone, since the device's allocator knows no
+// categories.
+lemo::v1::PeakBytes PeakBytesOf(at::Device device);
+
+}  // namespace lemo::train
