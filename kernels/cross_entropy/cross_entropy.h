@@ -46,4 +46,20 @@ std::tuple<at::Tensor, at::Tensor> CrossEntropyInPlace(const at::Tensor& logits,
                                                        const at::Tensor& labels,
                                                        const CrossEntropyOptions& options);
 
+// The same where the columns are some of a vocabulary's words, the others elsewhere: what is known
+// of the columns at hand, and, once the parts are put together, their gradient. V may be 0 here. A
+// label outside [0, V) is a word that is elsewhere.
+
+// float64 [4, c]:
+//   0  the largest logit (NaN ignored; -Inf where there is none)
+//   1  sum_j exp(z[r, j] - largest), NaN with a NaN or +Inf among them, 0 where all are -Inf
+//   2  the label's logit, 0 where it is elsewhere
+//   3  the lowest column with the largest logit, 0 where there is none
+at::Tensor CrossEntropyStatistics(const at::Tensor& logits, const at::Tensor& labels);
+
+// z[r, j] = (exp(z[r, j] - largest[r]) / total[r] - (j == label[r])) * scale, with the largest
+// logit and the sum of all parts, float64 [c].
+void CrossEntropyGradientInPlace(const at::Tensor& logits, const at::Tensor& labels,
+                                 const at::Tensor& largest, const at::Tensor& total, double scale);
+
 }  // namespace lemo::kernels

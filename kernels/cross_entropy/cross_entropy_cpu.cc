@@ -39,9 +39,14 @@ LEMO_INLINE Wide<T> BlockMax(const T* z, int64_t count) {
   return result;
 }
 
+template <typename W>
+struct RowSum {
+  W largest;
+  double total;  // of exp(z - largest)
+};
+
 template <typename T>
-LEMO_INLINE void Row(T* z, int64_t vocabulary, int64_t label, double scale, bool want_gradient,
-                     Wide<T>* loss, bool* correct) {
+LEMO_INLINE RowSum<Wide<T>> Sum(const T* z, int64_t vocabulary) {
   using W = Wide<T>;
   constexpr W kLowest = -std::numeric_limits<W>::infinity();
   W largest = kLowest;
@@ -61,24 +66,61 @@ LEMO_INLINE void Row(T* z, int64_t vocabulary, int64_t label, double scale, bool
     for (int64_t j = 0; j < count; ++j) sum += Exp(Load(block[j]) - shift);
     total += sum;
   }
-  const W label_logit = Load(z[label]);
-  *loss = static_cast<W>(std::log(total) + (static_cast<double>(largest) - label_logit));
-  *correct = label_logit == largest && !std::isnan(*loss);
-  for (int64_t j = 0; *correct && j < label; ++j) *correct = Load(z[j]) != largest;
-  if (!want_gradient) return;
+  return {largest, total};
+}
 
+// `label` outside the row: none.
+template <typename T>
+LEMO_INLINE void Softmax(T* z, int64_t vocabulary, int64_t label, Wide<T> largest, double total,
+                         double scale) {
+  using W = Wide<T>;
+  const bool here = label >= 0 && label < vocabulary;
+  const W label_logit = here ? Load(z[label]) : W{0};
   const W factor = static_cast<W>(scale / total);
 #pragma omp simd
   for (int64_t j = 0; j < vocabulary; ++j) z[j] = Round<T>(Exp(Load(z[j]) - largest) * factor);
+  if (!here) return;
   // At the label: (softmax - 1) * scale, from what was there before the loop above.
   const double probability = std::exp(static_cast<double>(label_logit) - largest) / total;
   z[label] = Round<T>(static_cast<W>((probability - 1) * scale));
 }
 
-#define LEMO_CROSS_ENTROPY_CLONES(T)                                                       \
-  LEMO_SIMD_CLONES void LabelledRow(T* z, int64_t vocabulary, int64_t label, double scale, \
-                                    bool want_gradient, Wide<T>* loss, bool* correct) {    \
-    Row<T>(z, vocabulary, label, scale, want_gradient, loss, correct);                     \
+template <typename T>
+LEMO_INLINE void Row(T* z, int64_t vocabulary, int64_t label, double scale, bool want_gradient,
+                     Wide<T>* loss, bool* correct) {
+  using W = Wide<T>;
+  const auto [largest, total] = Sum(z, vocabulary);
+  const W label_logit = Load(z[label]);
+  *loss = static_cast<W>(std::log(total) + (static_cast<double>(largest) - label_logit));
+  *correct = label_logit == largest && !std::isnan(*loss);
+  for (int64_t j = 0; *correct && j < label; ++j) *correct = Load(z[j]) != largest;
+  if (want_gradient) Softmax(z, vocabulary, label, largest, total, scale);
+}
+
+// The four statistics of a row, `stride` apart.
+template <typename T>
+LEMO_INLINE void Describe(const T* z, int64_t columns, int64_t label, int64_t stride, double* out) {
+  const auto [largest, total] = Sum(z, columns);
+  int64_t index = 0;
+  while (index < columns && Load(z[index]) != largest) ++index;
+  out[0] = largest;
+  out[stride] = total;
+  out[2 * stride] = label >= 0 && label < columns ? static_cast<double>(Load(z[label])) : 0.0;
+  out[3 * stride] = index < columns ? static_cast<double>(index) : 0.0;
+}
+
+#define LEMO_CROSS_ENTROPY_CLONES(T)                                                            \
+  LEMO_SIMD_CLONES void LabelledRow(T* z, int64_t vocabulary, int64_t label, double scale,      \
+                                    bool want_gradient, Wide<T>* loss, bool* correct) {         \
+    Row<T>(z, vocabulary, label, scale, want_gradient, loss, correct);                          \
+  }                                                                                             \
+  LEMO_SIMD_CLONES void DescribeRow(const T* z, int64_t columns, int64_t label, int64_t stride, \
+                                    double* out) {                                              \
+    Describe<T>(z, columns, label, stride, out);                                                \
+  }                                                                                             \
+  LEMO_SIMD_CLONES void SoftmaxRow(T* z, int64_t columns, int64_t label, Wide<T> largest,       \
+                                   double total, double scale) {                                \
+    Softmax<T>(z, columns, label, largest, total, scale);                                       \
   }
 LEMO_CROSS_ENTROPY_CLONES(double)
 LEMO_CROSS_ENTROPY_CLONES(float)
@@ -119,6 +161,54 @@ std::tuple<at::Tensor, at::Tensor> CrossEntropy(const at::Tensor& logits,
     });
   });
   return {loss, correct};
+}
+
+at::Tensor Statistics(const at::Tensor& logits, const at::Tensor& labels_any) {
+  CheckCrossEntropyPart(logits, labels_any);
+  const at::Tensor labels = labels_any.contiguous();
+  const int64_t rows = logits.size(0);
+  const int64_t columns = logits.size(1);
+  at::Tensor result = at::empty({4, rows}, logits.options().dtype(at::kDouble));
+  double* out = result.mutable_data_ptr<double>();
+  DispatchIndex(labels.scalar_type(), [&](auto index_element) {
+    const auto* label_data = labels.const_data_ptr<decltype(index_element)>();
+    DispatchType(logits.scalar_type(), [&](auto element) {
+      using T = decltype(element);
+      const T* z = logits.const_data_ptr<T>();
+      at::parallel_for(0, rows, GrainRows(columns * 4), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          DescribeRow(z + r * columns, columns, label_data[r], rows, out + r);
+        }
+      });
+    });
+  });
+  return result;
+}
+
+void Gradient(const at::Tensor& logits, const at::Tensor& labels_any, const at::Tensor& largest_any,
+              const at::Tensor& total_any, double scale) {
+  CheckCrossEntropyPart(logits, labels_any);
+  CheckRowValues("largest", largest_any, logits);
+  CheckRowValues("total", total_any, logits);
+  const at::Tensor labels = labels_any.contiguous();
+  const at::Tensor largest = largest_any.contiguous(), total = total_any.contiguous();
+  const double* maxima = largest.const_data_ptr<double>();
+  const double* totals = total.const_data_ptr<double>();
+  const int64_t columns = logits.size(1);
+  DispatchIndex(labels.scalar_type(), [&](auto index_element) {
+    const auto* label_data = labels.const_data_ptr<decltype(index_element)>();
+    DispatchType(logits.scalar_type(), [&](auto element) {
+      using T = decltype(element);
+      T* z = logits.mutable_data_ptr<T>();
+      const auto rows = [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          SoftmaxRow(z + r * columns, columns, label_data[r], static_cast<Wide<T>>(maxima[r]),
+                     totals[r], scale);
+        }
+      };
+      at::parallel_for(0, logits.size(0), GrainRows(columns * 4), rows);
+    });
+  });
 }
 
 }  // namespace lemo::kernels::cpu

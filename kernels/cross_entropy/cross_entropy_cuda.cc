@@ -25,8 +25,37 @@ std::tuple<at::Tensor, at::Tensor> CrossEntropy(const at::Tensor& logits,
   return {loss, correct};
 }
 
+at::Tensor Statistics(const at::Tensor& logits, const at::Tensor& labels_any) {
+  CheckCrossEntropyPart(logits, labels_any);
+  const OnDevice device(logits);
+  const at::Tensor labels = labels_any.contiguous();
+  at::Tensor result = at::empty({4, logits.size(0)}, logits.options().dtype(at::kDouble));
+  C10_CUDA_CHECK(LaunchCrossEntropyStatistics(ElementOf(logits), logits.const_data_ptr(),
+                                              IndexArrayOf(labels), logits.size(0), logits.size(1),
+                                              result.mutable_data_ptr<double>(), device.stream()));
+  return result;
+}
+
+void Gradient(const at::Tensor& logits, const at::Tensor& labels_any, const at::Tensor& largest_any,
+              const at::Tensor& total_any, double scale) {
+  CheckCrossEntropyPart(logits, labels_any);
+  CheckRowValues("largest", largest_any, logits);
+  CheckRowValues("total", total_any, logits);
+  const OnDevice device(logits);
+  const at::Tensor labels = labels_any.contiguous();
+  const at::Tensor largest = largest_any.contiguous(), total = total_any.contiguous();
+  C10_CUDA_CHECK(LaunchCrossEntropyGradient(ElementOf(logits), logits.mutable_data_ptr(),
+                                            IndexArrayOf(labels), largest.const_data_ptr<double>(),
+                                            total.const_data_ptr<double>(), scale, logits.size(0),
+                                            logits.size(1), device.stream()));
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(lemo, CUDA, m) { m.impl("cross_entropy_", CrossEntropy); }
+TORCH_LIBRARY_IMPL(lemo, CUDA, m) {
+  m.impl("cross_entropy_", CrossEntropy);
+  m.impl("cross_entropy_statistics", Statistics);
+  m.impl("cross_entropy_gradient_", Gradient);
+}
 
 }  // namespace lemo::kernels::cuda

@@ -44,6 +44,46 @@ __device__ __forceinline__ Partial<W> WarpMerge(Partial<W> partial) {
   return partial;
 }
 
+// What a thread makes of its packs of a row.
+template <typename T, int kCount>
+__device__ __forceinline__ Partial<Wide<T>> ThreadPartial(const T* z, int64_t vocabulary) {
+  using W = Wide<T>;
+  Partial<W> partial{static_cast<W>(-INFINITY), INT64_MAX, W{0}};
+  for (int64_t j = int64_t{threadIdx.x} * kCount; j < vocabulary; j += int64_t{kBlock} * kCount) {
+    const auto pack = LoadPack<kCount>(z + j);
+    W largest = partial.largest;
+    int64_t index = partial.index;
+    for (int i = 0; i < kCount; ++i) {
+      const W value = Load(pack.values[i]);
+      if (value > largest) {
+        largest = value;
+        index = j + i;
+      }
+    }
+    if (largest != partial.largest) {
+      partial.sum *= Exp(partial.largest - largest);
+      partial.largest = largest;
+      partial.index = index;
+    }
+    const W shift = largest == static_cast<W>(-INFINITY) ? W{0} : largest;
+    for (int i = 0; i < kCount; ++i) partial.sum += Exp(Load(pack.values[i]) - shift);
+  }
+  return partial;
+}
+
+// The threads' put together, for all of them. Whatever was read of the row before is read by all
+// threads when it returns.
+template <typename W>
+__device__ __forceinline__ Partial<W> BlockMerge(Partial<W> partial, Partial<W>* warps) {
+  partial = WarpMerge(partial);
+  __syncthreads();  // the last row's readers of `warps` are done
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = partial;
+  __syncthreads();
+  partial = warps[0];
+  for (int w = 1; w < kBlock / kWarp; ++w) partial = Merge(partial, warps[w]);
+  return partial;
+}
+
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kBlock)
     CrossEntropyKernel(T* __restrict__ logits, IndexArray labels, double scale, bool want_gradient,
@@ -68,33 +108,10 @@ __global__ void __launch_bounds__(kBlock)
       continue;
     }
 
-    Partial<W> partial{static_cast<W>(-INFINITY), INT64_MAX, W{0}};
-    for (int64_t j = int64_t{threadIdx.x} * kCount; j < vocabulary; j += int64_t{kBlock} * kCount) {
-      const auto pack = LoadPack<kCount>(z + j);
-      W largest = partial.largest;
-      int64_t index = partial.index;
-      for (int i = 0; i < kCount; ++i) {
-        const W value = Load(pack.values[i]);
-        if (value > largest) {
-          largest = value;
-          index = j + i;
-        }
-      }
-      if (largest != partial.largest) {
-        partial.sum *= Exp(partial.largest - largest);
-        partial.largest = largest;
-        partial.index = index;
-      }
-      const W shift = largest == static_cast<W>(-INFINITY) ? W{0} : largest;
-      for (int i = 0; i < kCount; ++i) partial.sum += Exp(Load(pack.values[i]) - shift);
-    }
+    const Partial<W> own = ThreadPartial<T, kCount>(z, vocabulary);
     const W label_logit = Load(z[label]);
-    partial = WarpMerge(partial);
-    __syncthreads();  // the last row's readers of `warps` are done
-    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = partial;
-    __syncthreads();  // also: every thread has read the label's logit before the gradient covers it
-    partial = warps[0];
-    for (int w = 1; w < kBlock / kWarp; ++w) partial = Merge(partial, warps[w]);
+    // Every thread has read the label's logit before the gradient covers it.
+    const Partial<W> partial = BlockMerge(own, warps);
 
     if (threadIdx.x == 0) {
       const W row_loss = static_cast<W>(log(static_cast<double>(partial.sum)) +
@@ -111,6 +128,48 @@ __global__ void __launch_bounds__(kBlock)
       for (int i = 0; i < kCount; ++i) {
         pack.values[i] = Round<T>(
             j + i == label ? at_label : Exp(Load(pack.values[i]) - partial.largest) * factor);
+      }
+      StorePack(z + j, pack);
+    }
+  }
+}
+
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kBlock)
+    StatisticsKernel(const T* __restrict__ logits, IndexArray labels, int64_t rows, int64_t columns,
+                     double* __restrict__ statistics) {
+  __shared__ Partial<Wide<T>> warps[kBlock / kWarp];
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const T* z = logits + row * columns;
+    const Partial<Wide<T>> partial = BlockMerge(ThreadPartial<T, kCount>(z, columns), warps);
+    if (threadIdx.x != 0) continue;
+    const int64_t label = IndexAt(labels, row);
+    statistics[row] = partial.largest;
+    statistics[rows + row] = partial.sum;
+    statistics[2 * rows + row] = label >= 0 && label < columns ? Load(z[label]) : Wide<T>{0};
+    statistics[3 * rows + row] = partial.index < columns ? static_cast<double>(partial.index) : 0.0;
+  }
+}
+
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kBlock)
+    GradientKernel(T* __restrict__ logits, IndexArray labels, const double* __restrict__ largest,
+                   const double* __restrict__ total, double scale, int64_t rows, int64_t columns) {
+  using W = Wide<T>;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    T* z = logits + row * columns;
+    const int64_t label = IndexAt(labels, row);
+    const W maximum = static_cast<W>(largest[row]);
+    const W factor = static_cast<W>(scale / total[row]);
+    for (int64_t j = int64_t{threadIdx.x} * kCount; j < columns; j += int64_t{kBlock} * kCount) {
+      auto pack = LoadPack<kCount>(z + j);
+      for (int i = 0; i < kCount; ++i) {
+        const W value = Load(pack.values[i]);
+        pack.values[i] =
+            Round<T>(j + i == label
+                         ? static_cast<W>(
+                               (exp(static_cast<double>(value) - maximum) / total[row] - 1) * scale)
+                         : Exp(value - maximum) * factor);
       }
       StorePack(z + j, pack);
     }
@@ -135,6 +194,46 @@ cudaError_t LaunchCrossEntropy(Element element, void* logits, IndexArray labels,
       launch(CrossEntropyKernel<T, kCount>);
     } else {
       launch(CrossEntropyKernel<T, 1>);
+    }
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t LaunchCrossEntropyStatistics(Element element, const void* logits, IndexArray labels,
+                                         int64_t rows, int64_t columns, double* statistics,
+                                         cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  return DispatchElement(element, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    constexpr int kCount = kPackElements<T>;
+    const auto launch = [&](auto kernel) {
+      kernel<<<Blocks(rows, 1), kBlock, 0, stream>>>(static_cast<const T*>(logits), labels, rows,
+                                                     columns, statistics);
+    };
+    if (CanPack<T>(columns, kCount, logits)) {
+      launch(StatisticsKernel<T, kCount>);
+    } else {
+      launch(StatisticsKernel<T, 1>);
+    }
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t LaunchCrossEntropyGradient(Element element, void* logits, IndexArray labels,
+                                       const double* largest, const double* total, double scale,
+                                       int64_t rows, int64_t columns, cudaStream_t stream) {
+  if (rows == 0 || columns == 0) return cudaSuccess;
+  return DispatchElement(element, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    constexpr int kCount = kPackElements<T>;
+    const auto launch = [&](auto kernel) {
+      kernel<<<Blocks(rows, 1), kBlock, 0, stream>>>(static_cast<T*>(logits), labels, largest,
+                                                     total, scale, rows, columns);
+    };
+    if (CanPack<T>(columns, kCount, logits)) {
+      launch(GradientKernel<T, kCount>);
+    } else {
+      launch(GradientKernel<T, 1>);
     }
     return cudaGetLastError();
   });

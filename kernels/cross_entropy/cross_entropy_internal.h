@@ -11,11 +11,17 @@ namespace lemo::kernels {
 namespace reference {
 std::tuple<at::Tensor, at::Tensor> CrossEntropy(const at::Tensor& logits, const at::Tensor& labels,
                                                 double scale, bool want_gradient);
+at::Tensor Statistics(const at::Tensor& logits, const at::Tensor& labels);
+void Gradient(const at::Tensor& logits, const at::Tensor& labels, const at::Tensor& largest,
+              const at::Tensor& total, double scale);
 }  // namespace reference
 
 namespace cpu {
 std::tuple<at::Tensor, at::Tensor> CrossEntropy(const at::Tensor& logits, const at::Tensor& labels,
                                                 double scale, bool want_gradient);
+at::Tensor Statistics(const at::Tensor& logits, const at::Tensor& labels);
+void Gradient(const at::Tensor& logits, const at::Tensor& labels, const at::Tensor& largest,
+              const at::Tensor& total, double scale);
 }  // namespace cpu
 
 inline void CheckCrossEntropy(const at::Tensor& logits, const at::Tensor& labels) {
@@ -24,6 +30,22 @@ inline void CheckCrossEntropy(const at::Tensor& logits, const at::Tensor& labels
                     "cross_entropy_: logits must be [c, V], V > 0, contiguous; the shape is ",
                     logits.sizes(), ", strides ", logits.strides());
   CheckIndexList("cross_entropy_", "labels", labels, logits.size(0), logits.device());
+}
+
+inline void CheckCrossEntropyPart(const at::Tensor& logits, const at::Tensor& labels) {
+  CheckFloatType("cross_entropy", "logits", logits);
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.is_contiguous(),
+                    "cross_entropy: logits must be [c, V], contiguous; the shape is ",
+                    logits.sizes(), ", strides ", logits.strides());
+  CheckIndexList("cross_entropy", "labels", labels, logits.size(0), logits.device());
+}
+
+inline void CheckRowValues(const char* name, const at::Tensor& values, const at::Tensor& logits) {
+  TORCH_CHECK_VALUE(values.scalar_type() == at::kDouble && values.dim() == 1 &&
+                        values.size(0) == logits.size(0) && values.device() == logits.device(),
+                    "cross_entropy: ", name, " must be Double [", logits.size(0), "] on ",
+                    logits.device(), "; it is ", values.scalar_type(), " ", values.sizes(), " on ",
+                    values.device());
 }
 
 // Throws unless every label is kIgnoreLabel or in [0, vocabulary).

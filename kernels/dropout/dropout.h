@@ -6,8 +6,12 @@
 // example its token's number in the batch) and each use by a stream (for example layer and module),
 // and seed by step.
 //
+// A tensor may be some neighbouring columns of a wider one, of which it then gets the mask: column
+// j here is column first_column + j there.
+//
 //   u(seed, stream, row, column) in [0, 2^32): half of a SplitMix64 output, see dropout_mask.h
-//   y[n, j] = u(seed, stream, row_ids[n], j) < round(p * 2^32) ? 0 : x[n, j] / (1 - p)
+//   y[n, j] = u(seed, stream, row_ids[n], first_column + j) < round(p * 2^32) ? 0 : x[n, j] / (1 -
+//   p)
 //
 // The mask is the same on every device and for every type. Shapes: x [N, H], row_ids int32 or int64
 // [N], any values, on x's device. Types: float64, float32, bfloat16; float16 too on CUDA. The
@@ -26,6 +30,7 @@ namespace lemo::kernels {
 struct DropoutKey {
   int64_t seed = 0;
   int64_t stream = 0;
+  int64_t first_column = 0;  // at least 0
 };
 
 // y, recorded for autograd when grad mode is on and x requires grad. Saves the row ids only.

@@ -17,15 +17,19 @@ static_assert(std::endian::native == std::endian::little,
 constexpr int64_t kPairs = 128;
 
 template <typename T>
-LEMO_INLINE void MaskRow(const T* x, int64_t width, uint64_t state, uint32_t threshold,
-                         Wide<T> scale, T* y) {
-  for (int64_t begin = 0; begin < width; begin += 2 * kPairs) {
-    const int64_t count = std::min(2 * kPairs, width - begin);
+LEMO_INLINE void MaskRow(const T* x, int64_t first, int64_t width, uint64_t state,
+                         uint32_t threshold, Wide<T> scale, T* y) {
+  // An odd first column takes the second half of its word, so that a stretch is one column shorter.
+  const int64_t skipped = first % 2, step = 2 * kPairs - 2 * skipped;
+  for (int64_t begin = 0; begin < width; begin += step) {
+    const int64_t count = std::min(step, width - begin);
     uint64_t words[kPairs];
-    uint32_t bits[2 * kPairs];
+    uint32_t all_bits[2 * kPairs];
+    const int64_t pair = (first + begin) / 2;
 #pragma omp simd
-    for (int64_t i = 0; i < kPairs; ++i) words[i] = DropoutWord(state, begin / 2 + i);
-    std::memcpy(bits, words, sizeof(bits));
+    for (int64_t i = 0; i < kPairs; ++i) words[i] = DropoutWord(state, pair + i);
+    std::memcpy(all_bits, words, sizeof(all_bits));
+    const uint32_t* bits = all_bits + skipped;
     const T* from = x + begin;
     T* to = y + begin;
 #pragma omp simd
@@ -36,10 +40,10 @@ LEMO_INLINE void MaskRow(const T* x, int64_t width, uint64_t state, uint32_t thr
   }
 }
 
-#define LEMO_DROPOUT_CLONES(T)                                                              \
-  LEMO_SIMD_CLONES void Mask(const T* x, int64_t width, uint64_t state, uint32_t threshold, \
-                             Wide<T> scale, T* y) {                                         \
-    MaskRow<T>(x, width, state, threshold, scale, y);                                       \
+#define LEMO_DROPOUT_CLONES(T)                                                         \
+  LEMO_SIMD_CLONES void Mask(const T* x, int64_t first, int64_t width, uint64_t state, \
+                             uint32_t threshold, Wide<T> scale, T* y) {                \
+    MaskRow<T>(x, first, width, state, threshold, scale, y);                           \
   }
 LEMO_DROPOUT_CLONES(double)
 LEMO_DROPOUT_CLONES(float)
@@ -49,7 +53,7 @@ LEMO_DROPOUT_CLONES(c10::BFloat16)
 }  // namespace
 
 at::Tensor Dropout(const at::Tensor& x_any, double p, int64_t seed, int64_t stream,
-                   const at::Tensor& row_ids_any) {
+                   const at::Tensor& row_ids_any, int64_t first_column) {
   CheckDropout(x_any, p, row_ids_any);
   const at::Tensor x = x_any.contiguous();
   const at::Tensor row_ids = row_ids_any.contiguous();
@@ -66,8 +70,8 @@ at::Tensor Dropout(const at::Tensor& x_any, double p, int64_t seed, int64_t stre
       const auto scale = static_cast<Wide<T>>(1.0 / (1.0 - p));
       at::parallel_for(0, x.size(0), GrainRows(width), [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
-          Mask(x_data + n * width, width, DropoutRowState(seed, stream, ids[n]), threshold, scale,
-               y_data + n * width);
+          Mask(x_data + n * width, first_column, width, DropoutRowState(seed, stream, ids[n]),
+               threshold, scale, y_data + n * width);
         }
       });
     });

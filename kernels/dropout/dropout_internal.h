@@ -7,12 +7,12 @@ namespace lemo::kernels {
 
 namespace reference {
 at::Tensor Dropout(const at::Tensor& x, double p, int64_t seed, int64_t stream,
-                   const at::Tensor& row_ids);
+                   const at::Tensor& row_ids, int64_t first_column = 0);
 }  // namespace reference
 
 namespace cpu {
 at::Tensor Dropout(const at::Tensor& x, double p, int64_t seed, int64_t stream,
-                   const at::Tensor& row_ids);
+                   const at::Tensor& row_ids, int64_t first_column = 0);
 }  // namespace cpu
 
 inline void CheckDropout(const at::Tensor& x, double p, const at::Tensor& row_ids) {

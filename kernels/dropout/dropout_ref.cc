@@ -5,7 +5,7 @@
 namespace lemo::kernels::reference {
 
 at::Tensor Dropout(const at::Tensor& x, double p, int64_t seed, int64_t stream,
-                   const at::Tensor& row_ids) {
+                   const at::Tensor& row_ids, int64_t first_column) {
   CheckDropout(x, p, row_ids);
   const int64_t width = x.size(1);
   const auto values = Values(x);
@@ -15,8 +15,9 @@ at::Tensor Dropout(const at::Tensor& x, double p, int64_t seed, int64_t stream,
   for (int64_t n = 0; n < x.size(0); ++n) {
     const uint64_t state = DropoutRowState(seed, stream, ids[n]);
     for (int64_t j = 0; j < width; ++j) {
-      const uint64_t word = DropoutWord(state, j / 2);
-      const uint32_t bits = static_cast<uint32_t>(j % 2 == 0 ? word : word >> 32);
+      const int64_t column = first_column + j;
+      const uint64_t word = DropoutWord(state, column / 2);
+      const uint32_t bits = static_cast<uint32_t>(column % 2 == 0 ? word : word >> 32);
       y[n * width + j] = bits < DropoutThreshold(p) ? 0.0 : values[n * width + j] * scale;
     }
   }
