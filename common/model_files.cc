@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <string_view>
+#include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 
@@ -33,6 +35,11 @@ bool BelongsToModel(const std::string& name) {
          absl::EndsWith(name, ".safetensors") || absl::EndsWith(name, ".safetensors.index.json");
 }
 
+bool DecidesWeights(const std::string& name) {
+  return name == "config.json" || absl::EndsWith(name, ".safetensors") ||
+         absl::EndsWith(name, ".safetensors.index.json");
+}
+
 absl::Status AddFiles(const fs::path& directory, const std::string& prefix,
                       bool (*belongs)(const std::string&), std::vector<std::string>* paths) {
   std::error_code error;
@@ -58,6 +65,32 @@ absl::StatusOr<std::vector<std::string>> ListModelFiles(const fs::path& director
   }
   std::sort(paths.begin(), paths.end());
   return paths;
+}
+
+std::string WeightsDigest(std::vector<std::pair<std::string, std::string>> files) {
+  std::erase_if(files, [](const auto& file) { return !DecidesWeights(file.first); });
+  const bool known = std::all_of(files.begin(), files.end(),
+                                 [](const auto& file) { return !file.second.empty(); });
+  const bool has_weights = std::any_of(files.begin(), files.end(), [](const auto& file) {
+    return absl::EndsWith(file.first, ".safetensors");
+  });
+  if (!known || !has_weights) return "";
+  std::sort(files.begin(), files.end());
+  // A digest of digests: every part has one length, so parts cannot run into one another.
+  std::string parts;
+  for (const auto& [name, sha256] : files) absl::StrAppend(&parts, Sha256Hex(name), sha256);
+  return Sha256Hex(parts);
+}
+
+absl::StatusOr<std::string> WeightsDigestOf(const fs::path& directory) {
+  LEMO_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListModelFiles(directory));
+  std::vector<std::pair<std::string, std::string>> files;
+  for (const std::string& name : names) {
+    if (!DecidesWeights(name)) continue;
+    LEMO_ASSIGN_OR_RETURN(std::string sha256, Sha256HexOfFile(directory / name));
+    files.emplace_back(name, std::move(sha256));
+  }
+  return WeightsDigest(std::move(files));
 }
 
 }  // namespace lemo

@@ -5,6 +5,9 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "common/files.h"
 
@@ -68,6 +71,34 @@ TEST_F(ModelFiles, AHashIsTheSameInPiecesAndEndsWhenToldTo) {
   const auto stopped = Sha256HexOfFile(root_ / "big", [&asked] { return ++asked < 3; });
   EXPECT_EQ(stopped.status().code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(asked, 3);
+}
+
+TEST(WeightsDigest, IsOfWhatDecidesTheWeights) {
+  using Files = std::vector<std::pair<std::string, std::string>>;
+  const Files files = {{"config.json", "1"}, {"model.safetensors", "2"}, {"tokenizer.json", "3"}};
+  const std::string digest = WeightsDigest(files);
+  EXPECT_EQ(digest.size(), 64u);
+  EXPECT_EQ(WeightsDigest({files[1], files[0]}), digest);
+  EXPECT_NE(WeightsDigest({{"config.json", "1"}, {"model.safetensors", "4"}}), digest);
+  EXPECT_NE(WeightsDigest({{"config.json", "4"}, {"model.safetensors", "2"}}), digest);
+  EXPECT_NE(WeightsDigest({{"config.json", "1"}, {"model-2.safetensors", "2"}}), digest);
+  EXPECT_NE(WeightsDigest({{"config.json", "1"},
+                           {"model.safetensors", "2"},
+                           {"model.safetensors.index.json", "5"}}),
+            digest);
+  EXPECT_EQ(WeightsDigest({}), "");
+  EXPECT_EQ(WeightsDigest({{"config.json", "1"}}), "");
+  EXPECT_EQ(WeightsDigest({{"config.json", "1"}, {"model.safetensors", ""}}), "");
+}
+
+TEST(WeightsDigest, OfADirectoryIsThatOfItsFiles) {
+  const std::filesystem::path model = LEMO_SOURCE_DIR "/tests/fixtures/stories260k";
+  std::vector<std::pair<std::string, std::string>> files;
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
+    files.emplace_back(name, Sha256HexOfFile(model / name).value());
+  }
+  EXPECT_EQ(WeightsDigestOf(model).value(), WeightsDigest(files));
+  EXPECT_FALSE(WeightsDigestOf(model / "none").ok());
 }
 
 }  // namespace
