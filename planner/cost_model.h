@@ -18,6 +18,7 @@
 
 namespace lemo::planner {
 
+// What follows `gated_mlp` decides bytes, not FLOP worth counting: planner/memory.
 struct ModelShape {
   int64_t hidden = 0;
   int64_t heads = 0;
@@ -26,6 +27,18 @@ struct ModelShape {
   int64_t intermediate = 0;
   int64_t vocabulary = 0;
   bool gated_mlp = true;  // three matrices in the MLP, not two
+
+  int64_t layers = 0;
+  int64_t embedding_width = 0;  // of the embedding's rows; 0 for `hidden`
+  int64_t position_rows = 0;    // of a learned table; 0 where q and k are rotated
+  bool layer_norm = false;      // LayerNorm, with a bias; else RMSNorm
+  bool post_norm = false;       // norms follow the residual additions
+  bool final_norm = true;
+  bool qk_norm = false;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool mlp_bias = false;
+  bool tied_embeddings = false;
 };
 
 // What trains. Adapters are pairs of matrices of this rank beside the projections of attention and
@@ -53,6 +66,8 @@ struct LayerRows {
   double pairs = 0;
   // The MLP computes other rows than attention. What it reads is then kept whatever the policy.
   bool separate = false;
+  // The rows are some of the stream's, and gathered from it. Costs time, no FLOP.
+  bool indexed = false;
 };
 
 // Of `rows` rows that each see themselves and all before them.

@@ -1,0 +1,23 @@
+// The candidates that no other one beats in everything.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace lemo::planner {
+
+// What candidates are compared by. Less is better, but for `kept`.
+struct Price {
+  int64_t bytes = 0;
+  double seconds = 0;
+  double kept = 0;
+};
+
+// No worse in all three, better in one.
+bool Dominates(const Price& a, const Price& b);
+
+// Indexes of the prices that none dominates, by rising bytes; of equal ones the first alone.
+std::vector<size_t> FrontOf(std::span<const Price> prices);
+
+}  // namespace lemo::planner

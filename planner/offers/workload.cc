@@ -1,0 +1,123 @@
+#include "planner/offers/workload.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+
+#include "planner/memory/kept_rows.h"
+
+namespace lemo::planner {
+namespace {
+
+constexpr size_t kLongestListed = 1024;  // of longer lists the last one stands for the rest
+
+KeptRows Kept(int64_t length, double keep, int64_t block) {
+  return KeepRows(std::span(&length, 1), {.keep = keep, .block = block});
+}
+
+int64_t Ceil(double value) { return static_cast<int64_t>(std::ceil(value - 1e-9)); }
+
+}  // namespace
+
+Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoice* choice) {
+  Workload work;
+  work.window = window;
+  std::map<int64_t, int64_t, std::greater<>> pieces;  // length -> how many
+  for (const LengthCount& documents : request.data.documents) {
+    const int64_t whole = documents.length / window, rest = documents.length % window;
+    if (whole > 0) pieces[window] += whole * documents.count;
+    if (rest > 0) pieces[rest] += documents.count;
+  }
+  const int64_t layers = request.shape.layers;
+  work.layers.resize(layers);
+  work.most_kept.assign(layers, 0);
+  work.longest_kept.assign(layers, 0);
+  int64_t number = 0;
+  double computed = 0, head = 0;
+  for (const auto& [length, count] : pieces) {
+    work.rows += length * count;
+    number += count;
+    for (int64_t i = 0; i < count && work.longest.size() < kLongestListed; ++i) {
+      work.longest.push_back(length);
+    }
+    int64_t last = length;  // rows of the stream behind the last layer
+    double before = -1;
+    for (int64_t l = 0; l < layers; ++l) {
+      const double keep = choice != nullptr && !choice->keep.empty() ? choice->keep[l] : 1.0;
+      LayerRows& sums = work.layers[l];
+      if (l > 0 && keep == before) {
+        // Layers alike; their sums differ only where an earlier one did.
+        const LayerRows& alike = work.layers[l - 1];
+        sums = alike;
+        work.most_kept[l] = work.most_kept[l - 1];
+        work.longest_kept[l] = work.longest_kept[l - 1];
+      } else {
+        const KeptRows of = choice != nullptr ? Kept(length, keep, choice->block)
+                                              : KeptRows{length, length, length};
+        const int64_t kept = of.rows;
+        const int64_t mlp = choice != nullptr && choice->mlp_off ? length : kept;
+        sums.attention += kept * count;
+        sums.mlp += mlp * count;
+        sums.pairs += CausalPairs(kept) * static_cast<double>(count);
+        sums.separate = mlp != kept || sums.separate;
+        // Else what is left out is not in the stream any more.
+        sums.indexed |= choice != nullptr && choice->scope == Scope::kLayer && kept < length;
+        work.most_kept[l] = std::max(
+            work.most_kept[l], static_cast<double>(of.reserved) / static_cast<double>(length));
+        if (work.longest_kept[l] == 0) work.longest_kept[l] = of.reserved;
+        if (choice != nullptr && choice->scope != Scope::kLayer) last = kept;
+      }
+      before = keep;
+    }
+    head += static_cast<double>(last * count);
+  }
+  for (const LayerRows& layer : work.layers) {
+    computed += static_cast<double>(layer.attention + layer.mlp);
+  }
+  work.sequences = request.data.packing ? (work.rows + window - 1) / window : number;
+  work.head_rows = Ceil(head * request.labelled_share);
+  // A shorter window has as many sequences in a step as a long one, so it sees fewer rows.
+  double share = computed / (2.0 * static_cast<double>(layers) * static_cast<double>(work.rows));
+  if (window < request.window) {
+    const Workload full = WorkloadOf(request, request.window, nullptr);
+    share *= (static_cast<double>(work.rows) / static_cast<double>(work.sequences)) /
+             (static_cast<double>(full.rows) / static_cast<double>(full.sequences));
+  }
+  work.kept_share = std::min(1.0, share);
+  return work;
+}
+
+int64_t MostRows(const OfferRequest& request, const Workload& workload, int64_t sequences) {
+  const int64_t limit = sequences * workload.window;
+  if (request.data.packing) return std::min(workload.rows, limit);
+  // Sequences join a micro-batch while its rows allow, so that short ones fill it too; but no more
+  // than a step has.
+  int64_t rows = 0;
+  const int64_t listed = std::min<int64_t>(request.batch_sequences, std::ssize(workload.longest));
+  for (int64_t i = 0; i < listed; ++i) rows += workload.longest[i];
+  if (std::ssize(workload.longest) == static_cast<int64_t>(kLongestListed)) {
+    rows += (request.batch_sequences - listed) * workload.longest.back();
+  }
+  return std::max(workload.longest.front(), std::min(rows, limit));
+}
+
+std::vector<LayerMemory> LargestLayers(const OfferRequest& request, const Workload& workload,
+                                       const TokenChoice* choice, int64_t rows) {
+  std::vector<LayerMemory> layers;
+  for (int64_t l = 0; l < request.shape.layers; ++l) {
+    // Which documents meet in a sequence is not known: short ones are kept whole, so the share that
+    // counts is the largest of any document.
+    const int64_t kept = std::min(rows, Ceil(workload.most_kept[l] * static_cast<double>(rows)));
+    const bool own_stream = choice == nullptr || choice->scope == Scope::kLayer;
+    layers.push_back({.stored = Stored::kAll,
+                      .stream = own_stream ? rows : kept,
+                      .attention = kept,
+                      .mlp = choice != nullptr && choice->mlp_off ? rows : kept,
+                      .separate = choice != nullptr && choice->mlp_off && kept < rows,
+                      .longest = std::min(kept, workload.longest_kept[l])});
+  }
+  return layers;
+}
+
+}  // namespace lemo::planner
