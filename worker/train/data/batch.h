@@ -9,7 +9,7 @@ namespace lemo::train {
 // Label of a row that carries no loss.
 inline constexpr int32_t kIgnoreLabel = -100;
 
-// The rows of one forward and backward pass. All vectors but the last two have one entry a row.
+// The rows of one forward and backward pass. The first three vectors have one entry a row.
 struct MicroBatch {
   std::vector<int32_t> tokens;
   // The token that the row must predict: the next token of the same document where that token is
@@ -21,13 +21,18 @@ struct MicroBatch {
   std::vector<int32_t> document_starts;
   // Number of every document in its data set; empty where nobody needs to know.
   std::vector<int64_t> document_rows;
+  // Where every document begins in the effective batch, counted in rows: the name of a row that no
+  // division of the batch changes, which random draws go by. Empty in evaluation.
+  std::vector<int64_t> document_places;
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };
 
-// One optimizer step's worth (the effective batch).
+// One optimizer step's worth (the effective batch). The counts are those of the whole batch, the
+// micro-batches those of this rank's share, which may be none.
 struct Batch {
   std::vector<MicroBatch> micro_batches;
+  int64_t rounds = 0;  // the most micro-batches that a share has
   int64_t sequences = 0;
   int64_t tokens = 0;
   int64_t labelled_tokens = 0;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "common/violations.h"
+#include "worker/train/data/shares.h"
 
 namespace lemo::train {
 namespace {
@@ -74,21 +75,49 @@ void BatchStream::ForBatch(SequenceOrder* order, Take take) const {
 }
 
 Batch BatchStream::Next() {
+  struct Sequence {
+    std::vector<int64_t> documents;
+    int64_t tokens = 0;
+    int64_t place = 0;
+  };
   Batch batch;
+  std::vector<Sequence> sequences;
+  std::vector<double> costs;
   ForBatch(&order_, [&](const std::vector<int64_t>& documents, int64_t tokens) {
-    if (batch.micro_batches.empty() ||
-        !Fits(batch.micro_batches.back(), tokens, options_.micro_batch_tokens)) {
-      batch.micro_batches.emplace_back();
-    }
+    sequences.push_back({documents, tokens, batch.tokens});
+    std::vector<int64_t> lengths;
     for (const int64_t i : documents) {
-      const Document document = data_->row(i);
-      Append(document, &batch.micro_batches.back());
-      batch.micro_batches.back().document_rows.push_back(i);
-      batch.labelled_tokens += document.labels;
+      lengths.push_back(data_->length(i));
+      batch.labelled_tokens += data_->row(i).labels;
     }
+    costs.push_back(SequenceCost(lengths, options_.attention_length));
     ++batch.sequences;
     batch.tokens += tokens;
   });
+  const std::vector<int> share_of = ShareOut(costs, options_.shares);
+  std::vector<int64_t> rows(options_.shares), rounds(options_.shares);  // rows of the last one
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const int share = share_of[s];
+    const bool mine = share == options_.share;
+    const bool starts_anew =
+        rounds[share] == 0 || rows[share] + sequences[s].tokens > options_.micro_batch_tokens;
+    if (starts_anew) {
+      ++rounds[share];
+      rows[share] = 0;
+      if (mine) batch.micro_batches.emplace_back();
+    }
+    rows[share] += sequences[s].tokens;
+    if (!mine) continue;
+    MicroBatch& micro_batch = batch.micro_batches.back();
+    int64_t place = sequences[s].place;
+    for (const int64_t i : sequences[s].documents) {
+      Append(data_->row(i), &micro_batch);
+      micro_batch.document_rows.push_back(i);
+      micro_batch.document_places.push_back(place);
+      place += data_->length(i);
+    }
+  }
+  batch.rounds = *std::max_element(rounds.begin(), rounds.end());
   return batch;
 }
 

@@ -25,6 +25,11 @@ struct BatchOptions {
   int64_t batch_sequences = 0;
   int64_t batch_tokens = 0;
   int64_t micro_batch_tokens = 0;  // 0: max_length
+  // Of each effective batch only the sequences of one share are made into micro-batches. Which
+  // batches there are depends on neither number.
+  int share = 0;
+  int shares = 1;
+  double attention_length = 0;  // see SequenceCost
 };
 
 // The data set must outlive the stream. Not thread-safe; movable.

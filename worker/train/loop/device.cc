@@ -1,9 +1,14 @@
 #include "worker/train/loop/device.h"
 
 #include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <thread>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
@@ -31,15 +36,13 @@ absl::Status LoadCuda() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<at::Device> ChooseDevice(const std::string& name) {
+absl::StatusOr<at::Device> ChooseDevice(const std::string& name, int node_rank) {
   if (name == "cpu") return at::Device(at::kCPU);
-  if (name == "auto") {
-    return LoadCuda().ok() ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
-  }
-  int index = 0;
+  if (name == "auto" && !LoadCuda().ok()) return at::Device(at::kCPU);
+  int index = node_rank;
   const bool numbered = absl::StartsWith(name, "cuda:") &&
                         absl::SimpleAtoi(absl::string_view(name).substr(5), &index) && index >= 0;
-  if (name != "cuda" && !numbered) {
+  if (name != "cuda" && name != "auto" && !numbered) {
     return absl::InvalidArgumentError(
         absl::StrCat("device: \"", name, "\" is none of auto, cpu, cuda, cuda:N"));
   }
@@ -49,15 +52,17 @@ absl::StatusOr<at::Device> ChooseDevice(const std::string& name) {
   const int count = c10::impl::VirtualGuardImpl(at::kCUDA).deviceCount();
   if (index >= count) {
     return absl::InvalidArgumentError(
-        absl::StrCat("device: ", name, " does not exist; this machine has ", count));
+        absl::StrCat("device: cuda:", index, " does not exist; this machine has ", count,
+                     numbered ? "" : ", and every rank on it takes one"));
   }
   return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
 }
 
 }  // namespace
 
-absl::StatusOr<Compute> ChooseCompute(const std::string& device, const std::string& type) {
-  absl::StatusOr<at::Device> chosen = ChooseDevice(device);
+absl::StatusOr<Compute> ChooseCompute(const std::string& device, const std::string& type,
+                                      int node_rank) {
+  absl::StatusOr<at::Device> chosen = ChooseDevice(device, node_rank);
   if (!chosen.ok()) return chosen.status();
   Compute compute;
   compute.device = *chosen;
@@ -98,6 +103,12 @@ absl::StatusOr<Compute> ChooseCompute(const std::string& device, const std::stri
       "model.compute_type: \"", type, "\" is none of auto, float32, bfloat16, float16, float64"));
 }
 
+void ShareCores(int ranks) {
+  if (ranks == 1 || std::getenv("OMP_NUM_THREADS") != nullptr) return;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  at::set_num_threads(std::max(1, cores / ranks));
+}
+
 std::string TypeName(at::ScalarType type) {
   for (const auto& [name, scalar] : kTypeNames) {
     if (scalar == type) return name;
@@ -110,11 +121,21 @@ void Synchronize(at::Device device) {
     c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
 }
 
-int64_t DevicePeakBytes(at::Device device) {
-  if (device.is_cpu()) return 0;
+namespace {
+
+c10::CachingAllocator::Stat AllocatedBytes(at::Device device) {
   const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
-  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
-      .peak;
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+}
+
+}  // namespace
+
+int64_t DevicePeakBytes(at::Device device) {
+  return device.is_cpu() ? 0 : AllocatedBytes(device).peak;
+}
+
+int64_t DeviceCurrentBytes(at::Device device) {
+  return device.is_cpu() ? 0 : AllocatedBytes(device).current;
 }
 
 }  // namespace lemo::train

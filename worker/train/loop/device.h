@@ -23,7 +23,15 @@ struct Compute {
 //
 // auto on a CPU: bfloat16 with AVX512-BF16 or AMX, else float32. Without these instructions
 // bfloat16 products run several hundred times slower than float32.
-absl::StatusOr<Compute> ChooseCompute(const std::string& device, const std::string& type);
+//
+// Of the CUDA devices that auto and cuda do not tell apart, rank `node_rank` of this machine takes
+// its own; FailedPrecondition when there are fewer devices than ranks.
+absl::StatusOr<Compute> ChooseCompute(const std::string& device, const std::string& type,
+                                      int node_rank = 0);
+
+// Ranks of one machine, of which there are so many, divide its cores, unless the environment says
+// how many threads to use.
+void ShareCores(int ranks);
 
 // `float32`, as the spec spells it.
 std::string TypeName(at::ScalarType type);
@@ -33,5 +41,7 @@ void Synchronize(at::Device device);
 
 // Peak bytes of the device's allocator so far; 0 on a CPU, where the counting allocator knows.
 int64_t DevicePeakBytes(at::Device device);
+// What it has given out now; likewise.
+int64_t DeviceCurrentBytes(at::Device device);
 
 }  // namespace lemo::train

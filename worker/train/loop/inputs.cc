@@ -4,12 +4,14 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/status_macros.h"
 #include "worker/train/model/family/family.h"
 #include "worker/train/model/family/run_length.h"
+#include "worker/train/model/model_split.h"
 #include "worker/train/model/weights.h"
 #include "worker/train/publish/peft_pattern.h"
 #include "worker/train/tokens/settings.h"
@@ -87,6 +89,14 @@ void OpenModel(Inputs* inputs, Violations* violations) {
                                    inputs->config.layers - 1));
     }
   }
+  if (spec.parallel().tensor() > 1) {
+    if (absl::Status status = CheckSplit(inputs->config, spec.parallel().tensor()); !status.ok()) {
+      AddStatus(
+          "parallel.tensor",
+          absl::Status(status.code(), absl::StripPrefix(status.message(), "parallel.tensor: ")),
+          violations);
+    }
+  }
   CheckTargets(*inputs, violations);
   if (!spec.model().has_random_init()) {
     if (absl::Status status = CheckWeights(spec.model().path(), inputs->config); !status.ok()) {
@@ -127,6 +137,11 @@ absl::Status OpenData(Inputs* inputs, const std::string& cache_dir, bool want_tr
   };
   if (want_train) LEMO_RETURN_IF_ERROR(open(data.train(), "data.train", &inputs->train));
   return open(data.eval(), "data.eval", &inputs->eval);
+}
+
+absl::Status InField(const std::string& field, const absl::Status& status) {
+  if (status.ok() || absl::StartsWith(status.message(), field)) return status;
+  return absl::Status(status.code(), absl::StrCat(field, ": ", status.message()));
 }
 
 }  // namespace lemo::train

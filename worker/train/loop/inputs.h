@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "common/violations.h"
@@ -30,5 +31,8 @@ void OpenModel(Inputs* inputs, Violations* violations);
 // without violations.
 absl::Status OpenData(Inputs* inputs, const std::string& cache_dir, bool want_train,
                       Violations* violations);
+
+// An error with the field of the spec that it comes from, which it need not name yet.
+absl::Status InField(const std::string& field, const absl::Status& status);
 
 }  // namespace lemo::train

@@ -109,8 +109,9 @@ class PredictorRun {
         training_(decoder, TrainingOptions(spec, inputs.config)) {}
 
   absl::StatusOr<TrainedPredictor> Go(const fs::path& dir) {
-    LEMO_ASSIGN_OR_RETURN(BatchStream stream,
-                          BatchStream::Create(&*inputs_.train, BatchOptionsOf(spec_)));
+    LEMO_ASSIGN_OR_RETURN(
+        BatchStream stream,
+        BatchStream::Create(&*inputs_.train, BatchOptionsOf(spec_, inputs_.config)));
     const int64_t steps = spec_.train().has_steps() ? spec_.train().steps()
                                                     : stream.StepsForEpochs(spec_.train().epochs());
     const Schedule schedule = ScheduleOf(spec_.train(), steps);
@@ -285,7 +286,7 @@ absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, c
             absl::StrCat(spec.model().path(), ", computing in ", compute.reason, " on ",
                          compute.device.str()));
   LEMO_ASSIGN_OR_RETURN(const ModelWeights weights,
-                        WeightsOf(spec.model(), inputs.config, compute));
+                        WeightsOf(spec.model(), inputs.config, compute, WeightUse::kFrozen));
   const Decoder decoder(inputs.config, weights);
   return PredictorRun(spec, inputs, decoder, compute, emit).Go(dir);
 }

@@ -11,6 +11,7 @@
 #include "worker/train/data/batch.h"
 #include "worker/train/loop/engine.h"
 #include "worker/train/loop/inputs.h"
+#include "worker/train/parallel/gang.h"
 
 namespace lemo::train {
 
@@ -29,8 +30,9 @@ struct Published {
 // Writes <output.dir>/adapter or <output.dir>/model (both with output.merge). `summary` goes into
 // the model card. Internal when what was written does not compute what the live model does: an
 // adapter or full model must give the same logits, a merged one within rounding of the compute
-// type.
-absl::StatusOr<Published> Publish(Engine& engine, const Inputs& inputs, const MicroBatch& held_out,
+// type. All ranks of `gang` call; the lead writes and reads.
+absl::StatusOr<Published> Publish(Engine& engine, Gang& gang, const Inputs& inputs,
+                                  const MicroBatch& held_out,
                                   std::vector<std::pair<std::string, std::string>> summary);
 
 }  // namespace lemo::train

@@ -2,11 +2,14 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "worker/train/model/tensor_view.h"
 
@@ -28,37 +31,98 @@ double NumberOr(const nlohmann::json& object, const char* key) {
   return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
 }
 
-// Pairs each tensor of the engine with the one of the file, checking names, shapes and types.
-absl::Status Match(const SafetensorsFile& file, const std::string& name, const at::Tensor& live,
-                   std::vector<std::pair<at::Tensor, TensorView>>* pairs) {
-  const auto found = file.tensors().find(name);
-  if (found == file.tensors().end()) {
-    return absl::InvalidArgumentError(absl::StrCat(file.path().string(), " has no tensor ", name));
+// The file's tensor of that name, which must have this shape and type.
+absl::StatusOr<TensorView> Find(const LoadedCheckpoint& checkpoint, const char* stem,
+                                const std::string& name, const std::vector<int64_t>& shape,
+                                at::ScalarType type) {
+  const TensorView* found = checkpoint.Find(stem, name);
+  if (found == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(checkpoint.path.string(), " has no tensor ", name, " in ", stem));
   }
-  if (found->second.shape != live.sizes().vec() ||
-      ScalarTypeOf(found->second.type) != live.scalar_type()) {
-    return absl::InvalidArgumentError(absl::StrCat(file.path().string(), ": ", name,
+  if (found->shape != shape || ScalarTypeOf(found->type) != type) {
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint.path.string(), ": ", name, " in ",
+                                                   stem,
                                                    " has another shape or type than this run's"));
   }
-  pairs->emplace_back(live, found->second);
-  return absl::OkStatus();
+  return *found;
+}
+
+// The tensors of a checkpoint: by file and name, and of which trainable. In this order.
+struct Kind {
+  const char* file;
+  std::string prefix;
+  std::vector<at::Tensor> pieces;
+};
+
+std::vector<Kind> KindsOf(Engine& engine) {
+  std::vector<at::Tensor> masters;
+  for (const OptimizerPiece& piece : engine.sharded().pieces()) masters.push_back(piece.master);
+  return {{kTrainables, "", masters},
+          {kOptimizer, kFirst, engine.optimizer().first_moments()},
+          {kOptimizer, kSecond, engine.optimizer().second_moments()}};
+}
+
+// Which part has a trainable and its moments: the largest first, to the part with the fewest
+// elements.
+std::vector<int> PartsOf(const std::vector<Trainable>& trainables, int parts) {
+  std::vector<size_t> order(trainables.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto elements = [&](size_t i) { return c10::multiply_integers(WholeShape(trainables[i])); };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return elements(a) > elements(b); });
+  std::vector<int> parts_of(trainables.size());
+  std::vector<int64_t> filled(static_cast<size_t>(parts));
+  for (const size_t i : order) {
+    const auto least = std::min_element(filled.begin(), filled.end());
+    *least += elements(i);
+    parts_of[i] = static_cast<int>(least - filled.begin());
+  }
+  return parts_of;
+}
+
+absl::StatusOr<RunState> ParseState(const std::string& text) {
+  RunState state;
+  try {
+    const nlohmann::json json = nlohmann::json::parse(text);
+    state.step = json.at("step");
+    state.cursor = {json.at("epoch"), json.at("sequence")};
+    state.tokens = json.at("tokens");
+    state.labelled_tokens = json.at("labelled_tokens");
+    state.train_seconds = json.at("train_seconds");
+    state.train_loss = NumberOr(json, "train_loss");
+    state.eval_before = NumberOr(json, "eval_before");
+    state.best_eval = NumberOr(json, "best_eval");
+    state.keep_least = json.value("keep_least", 0.0);
+    state.report = json.at("report");
+    state.fingerprint = json.at("fingerprint");
+  } catch (const nlohmann::json::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat("state.json: ", error.what()));
+  }
+  return state;
 }
 
 }  // namespace
 
-CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state,
+CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state, int part, int parts,
                                   std::vector<at::Tensor>* tensors) {
+  const at::NoGradGuard no_grad;
   CheckpointContents contents;
   contents.step = state.step;
-  const auto add = [&](const char* file, const std::string& name, const at::Tensor& tensor) {
-    tensors->push_back(tensor.detach().to(at::kCPU).contiguous());
-    contents.tensors[file][name] = AsView(tensors->back());
-  };
-  const Trainables& trainables = engine.trainables();
-  for (size_t i = 0; i < trainables.size(); ++i) {
-    add(kTrainables, trainables[i].name, trainables[i].master);
-    add(kOptimizer, kFirst + trainables[i].name, engine.optimizer().first_moments()[i]);
-    add(kOptimizer, kSecond + trainables[i].name, engine.optimizer().second_moments()[i]);
+  contents.part = part;
+  contents.parts = parts;
+  const std::vector<int> parts_of = PartsOf(engine.trainables(), parts);
+  const std::vector<Kind> kinds = KindsOf(engine);
+  for (size_t i = 0; i < engine.trainables().size(); ++i) {
+    for (const Kind& kind : kinds) {
+      const at::Tensor whole = engine.Whole(i, kind.pieces);
+      if (parts_of[i] != part) continue;
+      // A copy: steps go on while it is written.
+      tensors->push_back(at::empty(whole.sizes(), whole.options().device(at::kCPU)));
+      tensors->back().copy_(whole);
+      contents.tensors[kind.file][kind.prefix + engine.trainables()[i].name] =
+          AsView(tensors->back());
+    }
   }
   contents.state_json = nlohmann::json{
       {"step", state.step},
@@ -70,61 +134,67 @@ CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state,
       {"train_loss", Number(state.train_loss)},
       {"eval_before", Number(state.eval_before)},
       {"best_eval", Number(state.best_eval)},
+      {"keep_least", state.keep_least},
       {"report", state.report},
       {"fingerprint",
        state.fingerprint}}.dump(1);
   return contents;
 }
 
-absl::StatusOr<RunState> RestoreCheckpoint(const LoadedCheckpoint& checkpoint,
-                                           const std::string& fingerprint, Engine& engine) {
-  RunState state;
-  try {
-    const nlohmann::json json = nlohmann::json::parse(checkpoint.state_json);
-    state.step = json.at("step");
-    state.cursor = {json.at("epoch"), json.at("sequence")};
-    state.tokens = json.at("tokens");
-    state.labelled_tokens = json.at("labelled_tokens");
-    state.train_seconds = json.at("train_seconds");
-    state.train_loss = NumberOr(json, "train_loss");
-    state.eval_before = NumberOr(json, "eval_before");
-    state.best_eval = NumberOr(json, "best_eval");
-    state.report = json.at("report");
-    state.fingerprint = json.at("fingerprint");
-  } catch (const nlohmann::json::exception& error) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(checkpoint.path.string(), "/state.json: ", error.what()));
-  }
-  if (state.fingerprint != fingerprint) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(checkpoint.path.string(),
-                     " was written by a run with another spec, model or data than this one"));
-  }
-  std::vector<std::pair<at::Tensor, TensorView>> pairs;
-  const auto match = [&](const char* file, const std::string& name,
-                         const at::Tensor& live) -> absl::Status {
-    const auto found = checkpoint.files.find(file);
-    if (found == checkpoint.files.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(checkpoint.path.string(), " has no ", file, ".safetensors"));
-    }
-    return Match(found->second, name, live, &pairs);
-  };
-  Trainables& trainables = engine.trainables();
+int64_t CheckpointBytes(const std::vector<Trainable>& trainables, int part, int parts) {
+  constexpr int64_t kBytes = 3 * 4;  // a master and its moments
+  const std::vector<int> parts_of = PartsOf(trainables, parts);
+  int64_t elements = 0;
   for (size_t i = 0; i < trainables.size(); ++i) {
-    const std::string& name = trainables[i].name;
-    for (const absl::Status& status :
-         {match(kTrainables, name, trainables[i].master),
-          match(kOptimizer, kFirst + name, engine.optimizer().first_moments()[i]),
-          match(kOptimizer, kSecond + name, engine.optimizer().second_moments()[i])}) {
-      if (!status.ok()) return status;
+    if (parts_of[i] == part) elements += c10::multiply_integers(WholeShape(trainables[i]));
+  }
+  return kBytes * elements;
+}
+
+absl::StatusOr<RunState> RestoreCheckpoint(const LoadedCheckpoint* checkpoint,
+                                           const std::string& fingerprint, Engine& engine,
+                                           Gang& gang) {
+  const at::NoGradGuard no_grad;
+  const std::vector<Kind> kinds = KindsOf(engine);
+  const auto master_type = engine.decoder().type == at::kDouble ? at::kDouble : at::kFloat;
+  // Everything is looked at before anything is changed.
+  std::vector<TensorView> views;
+  const auto look = [&]() -> absl::Status {
+    const absl::StatusOr<RunState> state = ParseState(checkpoint->state_json);
+    if (!state.ok()) {
+      return absl::Status(state.status().code(),
+                          absl::StrCat(checkpoint->path.string(), "/", state.status().message()));
+    }
+    if (state->fingerprint != fingerprint) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(checkpoint->path.string(),
+                       " was written by a run with another spec, model or data than this one"));
+    }
+    for (const Trainable& trainable : engine.trainables()) {
+      for (const Kind& kind : kinds) {
+        LEMO_ASSIGN_OR_RETURN(views.emplace_back(),
+                              Find(*checkpoint, kind.file, kind.prefix + trainable.name,
+                                   WholeShape(trainable), master_type));
+      }
+    }
+    return absl::OkStatus();
+  };
+  LEMO_RETURN_IF_ERROR(Agree(gang.world(), gang.leads() ? look() : absl::OkStatus()));
+  const std::string text =
+      BroadcastText(gang.world(), gang.leads() ? checkpoint->state_json : "", 0);
+  LEMO_ASSIGN_OR_RETURN(const RunState restored, ParseState(text));
+  for (size_t i = 0; i < engine.trainables().size(); ++i) {
+    for (size_t k = 0; k < kinds.size(); ++k) {
+      const at::Tensor whole = gang.leads()
+                                   ? AsTensor(views[i * kinds.size() + k])
+                                   : at::empty(WholeShape(engine.trainables()[i]), master_type);
+      gang.world().Broadcast(whole, 0).Wait();
+      engine.TakePart(i, whole, kinds[k].pieces);
     }
   }
-  const at::NoGradGuard no_grad;
-  for (auto& [live, view] : pairs) live.copy_(AsTensor(view));
-  RefreshValues(trainables);
-  engine.optimizer().Restore(state.step);
-  return state;
+  engine.sharded().SpreadValues();
+  engine.optimizer().Restore(restored.step);
+  return restored;
 }
 
 }  // namespace lemo::train

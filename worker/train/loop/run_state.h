@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "worker/train/data/batch.h"
 #include "worker/train/loop/engine.h"
+#include "worker/train/parallel/gang.h"
 #include "worker/train/state/checkpoint.h"
 
 namespace lemo::train {
@@ -24,18 +25,26 @@ struct RunState {
   double train_loss = 0;     // of the last step
   double eval_before = 0;    // NaN when there is no evaluation
   double best_eval = 0;      // NaN before the first
+  double keep_least = 0;     // to which a shadow raised the shares of kept blocks
   std::string report;        // RunReport::SaveState
   std::string fingerprint;   // of the run that wrote it
 };
 
-// Copies the trainables and moments of `engine` and `state` into a checkpoint's contents. `tensors`
-// owns what the views look at.
-CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state,
+// Copies trainables and moments of `engine`, whole whatever they are divided into, and `state` into
+// the contents of one part of a checkpoint, as near to an equal share of the bytes as whole tensors
+// make it. `tensors` owns what the views look at. All ranks call; one that writes nothing (`part`
+// -1) gets no tensors.
+CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state, int part, int parts,
                                   std::vector<at::Tensor>* tensors);
 
-// Puts a checkpoint back. InvalidArgument when its tensors are not those of this engine, or it
-// belongs to another run; the engine is then unchanged.
-absl::StatusOr<RunState> RestoreCheckpoint(const LoadedCheckpoint& checkpoint,
-                                           const std::string& fingerprint, Engine& engine);
+// Bytes of that copy, on a host.
+int64_t CheckpointBytes(const std::vector<Trainable>& trainables, int part, int parts);
+
+// Puts a checkpoint back, whatever shape of gang wrote it. InvalidArgument when its tensors are not
+// those of this engine, or it belongs to another run; the engine is then unchanged. All ranks call;
+// the lead's `checkpoint` counts (others may give null: it may lie on the lead's machine alone).
+absl::StatusOr<RunState> RestoreCheckpoint(const LoadedCheckpoint* checkpoint,
+                                           const std::string& fingerprint, Engine& engine,
+                                           Gang& gang);
 
 }  // namespace lemo::train

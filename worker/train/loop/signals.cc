@@ -28,4 +28,6 @@ void CatchStopSignals() {
 
 int StopSignal() { return stop_signal.load(); }
 
+void SetStopSignal(int signal) { stop_signal.store(signal); }
+
 }  // namespace lemo::train

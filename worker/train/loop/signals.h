@@ -9,5 +9,7 @@ void CatchStopSignals();
 
 // The signal that asked, or 0.
 int StopSignal();
+// As if it had come: another rank got it.
+void SetStopSignal(int signal);
 
 }  // namespace lemo::train

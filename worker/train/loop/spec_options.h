@@ -13,12 +13,20 @@
 
 namespace lemo::train {
 
-BatchOptions BatchOptionsOf(const lemo::v1::RunSpec& spec);
+// All of every batch. `config` says from which length on attention costs most.
+BatchOptions BatchOptionsOf(const lemo::v1::RunSpec& spec, const DecoderConfig& config);
 Schedule ScheduleOf(const lemo::v1::TrainSpec& train, int64_t total_steps);
 AdamWOptions AdamWOptionsOf(const lemo::v1::TrainSpec& train);
 
-// The weights that the spec names, read or drawn, counted as weights.
+// Whether the loaded weights are what is computed with to the end, or what is trained begins as a
+// copy of them.
+enum class WeightUse { kFrozen, kTrained };
+
+// The weights that the spec names, read or drawn, counted as weights; with `split` this rank's part
+// of them. `config` is that of the whole model. Frozen ones lie in model.bases_dir where the spec
+// has one, on a CPU.
 absl::StatusOr<ModelWeights> WeightsOf(const lemo::v1::ModelSpec& model,
-                                       const DecoderConfig& config, const Compute& compute);
+                                       const DecoderConfig& config, const Compute& compute,
+                                       WeightUse use, const ModelSplit* split = nullptr);
 
 }  // namespace lemo::train

@@ -4,6 +4,7 @@
 #include "absl/status/status.h"
 #include "common/violations.h"
 #include "worker/train/loop/inputs.h"
+#include "worker/train/parallel/gang.h"
 #include "worker/train/report/event_sink.h"
 #include "worker/train/spec/run_options.h"
 
@@ -14,8 +15,11 @@ namespace lemo::train {
 // `interrupted` and returns Cancelled. Errors of the user are InvalidArgument, NotFound,
 // FailedPrecondition or PermissionDenied; `violations` then holds the single faults, if there are
 // any. libtorch's exceptions pass.
-absl::Status Train(const RunOptions& options, const lemo::v1::RunSpec& spec, EventSink& sink,
-                   Violations* violations);
+//
+// All ranks of `gang` call; the lead alone reports and writes, what the others find wrong reaches
+// it.
+absl::Status Train(const RunOptions& options, const lemo::v1::RunSpec& spec, Gang& gang,
+                   EventSink& sink, Violations* violations);
 
 // Evaluates the model as the spec makes it (with init_from: that adapter) and reports `eval` and
 // `result`.

@@ -15,9 +15,15 @@ Arena::Arena(int64_t capacity_bytes, at::Device device, bool pinned)
 void Arena::Reserve(int64_t capacity_bytes) {
   if (capacity_bytes <= capacity_) return;
   const ScopedMemoryCategory category(MemoryCategory::kSavedActivations);
-  buffer_ = at::Tensor();
-  capacity_ = Rounded(capacity_bytes);
-  buffer_ = at::empty({capacity_}, options_);
+  Release();  // what follows may be refused
+  const int64_t rounded = Rounded(capacity_bytes);
+  buffer_ = at::empty({rounded}, options_);
+  capacity_ = rounded;
+}
+
+void Arena::Release() {
+  buffer_ = at::empty({0}, options_);
+  capacity_ = used_ = 0;
 }
 
 at::Tensor Arena::Take(at::IntArrayRef shape, at::ScalarType type) {

@@ -35,6 +35,9 @@ class Arena {
   // go before the new one is made.
   void Reserve(int64_t capacity_bytes);
 
+  // Lets the buffer go. No slice may be in use.
+  void Release();
+
   int64_t capacity() const { return capacity_; }
   int64_t used() const { return used_; }
 

@@ -1,4 +1,5 @@
-// Exact tensor memory on a CPU: an allocator that counts every byte by category.
+// Exact tensor memory on a CPU: an allocator that counts every byte by category, and refuses those
+// beyond a limit.
 //
 // The problem: resident set size depends on the C library, the page size and what was freed when.
 // The bytes of live tensors do not, so their peak is a figure that a test may assert and a budget
@@ -6,6 +7,8 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 namespace lemo::train {
 
@@ -34,8 +37,36 @@ MemoryUsage CurrentMemory();
 MemoryUsage PeakMemory();
 void ResetPeakMemory();
 
-// Counts memory that the allocator does not see: weights that are mapped from a file.
+// The highest total since this was called last (or since start): of a part of a run, whatever the
+// run's peak was. For one caller.
+int64_t TakeWindowPeak();
+
+// Counts memory that the allocator does not see: weights that are mapped from a file. Throws
+// MemoryLimitError, and counts nothing, where that would pass the limit.
 void CountExternalMemory(MemoryCategory category, int64_t bytes);
+
+const char* MemoryCategoryName(MemoryCategory category);  // `weights`, `saved activations`
+
+// What the limit did not allow. It says all four numbers.
+class MemoryLimitError : public std::runtime_error {
+ public:
+  MemoryLimitError(MemoryCategory category, int64_t asked_bytes, int64_t held_bytes,
+                   int64_t limit_bytes);
+  MemoryCategory category() const { return category_; }
+  int64_t asked_bytes() const { return asked_bytes_; }
+  int64_t held_bytes() const { return held_bytes_; }  // of all categories, at that moment
+  int64_t limit_bytes() const { return limit_bytes_; }
+
+ private:
+  MemoryCategory category_;
+  int64_t asked_bytes_, held_bytes_, limit_bytes_;
+};
+
+// From now on no allocation takes the total above `bytes`: it throws MemoryLimitError instead, asks
+// nothing of the operating system and leaves every count as it was. A limit below what is held lets
+// nothing be allocated until enough was freed. 0 for none, which is how it begins. Any thread.
+void SetMemoryLimit(int64_t bytes);
+int64_t MemoryLimit();
 
 // While alive, new tensors of any thread count under `category`. Nests; one thread opens scopes.
 class ScopedMemoryCategory {

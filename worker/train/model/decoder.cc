@@ -134,6 +134,16 @@ Decoder::Decoder(DecoderConfig decoder_config, const ModelWeights& weights)
   head = config.tied_embeddings ? embedding : weight(names.head);
 }
 
+Decoder::Decoder(const ModelSplit& part, const ModelWeights& weights, Communicator& group)
+    : Decoder(part.local, weights) {
+  split = part;
+  tensor = &group;
+  for (DecoderLayer& layer : layers) {
+    layer.o.adds_bias = layer.down.adds_bias = part.rank == 0;
+  }
+  if (part.kv_copies() > 1) key_sharers = group.Split(part.rank / part.kv_copies(), part.rank);
+}
+
 void Decoder::VisitParameters(
     const std::function<void(const std::string&, int64_t, Stage, at::Tensor&)>& visit) {
   const ModuleNames& names = NamesOf(config);
@@ -177,18 +187,45 @@ void Decoder::VisitParameters(
   if (!config.tied_embeddings) module(names.head, config.layers, Stage::kHead, &head);
 }
 
+RowParts Decoder::RowsWith(int64_t own) const {
+  if (!shares_rows()) return Rows(own);
+  const auto ranks = static_cast<size_t>(tensor->size());
+  const at::TensorOptions integers = at::TensorOptions().dtype(at::kLong).device(device);
+  const at::Tensor all = at::empty({tensor->size()}, integers);
+  tensor->AllGather(at::full({1}, own, integers), all, std::vector<int64_t>(ranks, 1)).Wait();
+  const at::Tensor here = all.cpu();
+  const int64_t* counts = here.const_data_ptr<int64_t>();
+  return RowParts::Shared(tensor, std::vector<int64_t>(counts, counts + ranks));
+}
+
 void Embed(const Decoder& decoder, const at::Tensor& tokens, const at::Tensor& positions,
-           const at::Tensor& x) {
+           const RowParts& rows, const at::Tensor& x) {
   const at::NoGradGuard no_grad;
   at::Tensor out = x;
-  if (decoder.project_in.defined()) {
+  if (decoder.tensor != nullptr) {
+    // Every row from the one rank that has its word.
+    const at::Tensor local = LocalWords(decoder, tokens);
+    const at::Tensor here =
+        local.ge(0).logical_and(local.lt(decoder.embedding.size(0))).nonzero().view(-1);
+    const at::Tensor all =
+        rows.shared() ? at::empty({rows.rows(), decoder.config.hidden}, out.options()) : out;
+    all.zero_();
+    all.index_copy_(0, here, decoder.embedding.index_select(0, local.index_select(0, here)));
+    const at::Tensor sum = rows.Sum(all).Wait();
+    if (rows.shared()) out.copy_(sum);
+  } else if (decoder.project_in.defined()) {
     out.copy_(at::linear(decoder.embedding.index_select(0, tokens), decoder.project_in));
   } else {
     at::index_select_out(out, decoder.embedding, 0, tokens);
   }
   if (decoder.positions.defined()) {
-    out.add_(decoder.positions.index_select(0, positions + decoder.config.position_offset));
+    out.add_(
+        decoder.positions.index_select(0, rows.Own(positions) + decoder.config.position_offset));
   }
+}
+
+at::Tensor LocalWords(const Decoder& decoder, const at::Tensor& words) {
+  return decoder.split ? words - decoder.split->vocabulary_first() : words;
 }
 
 Qkv QkvStage(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x,
@@ -237,13 +274,12 @@ bool OnlySignsMatter(const Decoder& decoder, const DecoderLayer& layer) {
          !layer.down.weight.requires_grad();
 }
 
-at::Tensor AttentionPostNorm(const Decoder& decoder, const DecoderLayer& layer,
-                             const at::Tensor& sum) {
-  return Norm(decoder.config, sum, layer.attention_norm, layer.attention_norm_bias);
+at::Tensor AttentionNorm(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x) {
+  return Norm(decoder.config, x, layer.attention_norm, layer.attention_norm_bias);
 }
 
-at::Tensor MlpPostNorm(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& sum) {
-  return Norm(decoder.config, sum, layer.mlp_norm, layer.mlp_norm_bias);
+at::Tensor MlpNorm(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x) {
+  return Norm(decoder.config, x, layer.mlp_norm, layer.mlp_norm_bias);
 }
 
 at::Tensor FinalNorm(const Decoder& decoder, const at::Tensor& x) {

@@ -69,9 +69,10 @@ at::Tensor AddGraph(const at::Tensor& a, const at::Tensor& b, const Output& outp
 
 at::Tensor Projection::operator()(const at::Tensor& x, const StageContext& context,
                                   const Output& output) const {
-  if (!branch) return LinearGraph(x, weight, bias, output);
+  const at::Tensor added = adds_bias ? bias : at::Tensor();
+  if (!branch) return LinearGraph(x, weight, added, output);
   const Output part = output.computed() ? Output::Compute() : Output::Skip();
-  return AddGraph(LinearGraph(x, weight, bias, part), branch(x, context, part), output);
+  return AddGraph(LinearGraph(x, weight, added, part), branch(x, context, part), output);
 }
 
 }  // namespace lemo::train

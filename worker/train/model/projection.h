@@ -43,10 +43,10 @@ class Output {
 
 // What is the same for all stages of one micro-batch.
 struct StageContext {
-  // Draws dropout masks; differs from micro-batch to micro-batch.
+  // Draws dropout masks; differs from step to step.
   int64_t dropout_seed = 0;
-  // Number of each row in the micro-batch, int32 [rows]; undefined in evaluation, where nothing
-  // drops.
+  // The place of each row in the effective batch, int32 [rows]; undefined in evaluation, where
+  // nothing drops.
   at::Tensor row_ids;
 };
 
@@ -65,7 +65,9 @@ struct Projection {
   std::string name;   // `model.layers.0.self_attn.q_proj`
   at::Tensor weight;  // [out, in]
   at::Tensor bias;    // [out] or undefined
-  Branch branch;      // empty for none
+  // In a tensor group that adds up what its ranks make of their columns, one of them adds the bias.
+  bool adds_bias = true;
+  Branch branch;  // empty for none
 
   at::Tensor operator()(const at::Tensor& x, const StageContext& context,
                         const Output& output) const;

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <vector>
+
 namespace lemo::train {
 namespace {
 
@@ -55,13 +58,30 @@ at::Tensor UniformTensor(at::IntArrayRef shape, double bound, uint64_t seed,
 }
 
 at::Tensor NormalTensor(at::IntArrayRef shape, double deviation, uint64_t seed,
-                        std::string_view name) {
-  at::Tensor tensor = at::empty(shape, at::kFloat);
+                        std::string_view name, const Shard& part) {
+  // The part is stretches of `length` neighbours, one in every `stride` of the whole.
+  int64_t length = c10::multiply_integers(shape), stride = length, start = 0;
+  std::vector<int64_t> part_shape = shape.vec();
+  if (part.cut()) {
+    const int64_t inner = c10::multiply_integers(shape.slice(part.dim + 1));
+    length = part.size * inner;
+    stride = part.full * inner;
+    start = part.first * inner;
+    part_shape[part.dim] = part.size;
+  }
+  at::Tensor tensor = at::empty(part_shape, at::kFloat);
   const uint64_t key = Key(seed, name);
   float* out = tensor.mutable_data_ptr<float>();
   at::parallel_for(0, tensor.numel(), 1 << 16, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      out[i] = static_cast<float>(deviation * Normal(key, static_cast<uint64_t>(i)));
+    while (begin < end) {
+      const int64_t stretch = begin / length, offset = begin % length;
+      const int64_t count = std::min(end - begin, length - offset);
+      const int64_t element = stretch * stride + start + offset;
+      for (int64_t i = 0; i < count; ++i) {
+        out[begin + i] =
+            static_cast<float>(deviation * Normal(key, static_cast<uint64_t>(element + i)));
+      }
+      begin += count;
     }
   });
   return tensor;

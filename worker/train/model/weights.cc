@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -113,12 +115,17 @@ absl::Status CheckTensors(const std::filesystem::path& model_dir, const DecoderC
   return absl::InvalidArgumentError(message);
 }
 
-struct Loaded {
+Shard ShardOf(const ModelSplit* split, const std::string& tensor) {
+  return split != nullptr ? split->ShardOf(tensor) : Shard{};
+}
+
+// A rank's part of a tensor as it lies in its file, or in a copy of it.
+struct Part {
   at::Tensor tensor;
-  bool mapped = false;
+  bool usable = false;  // in place, as it is: contiguous, in the mapping
 };
 
-Loaded LoadTensor(const Source& source, at::ScalarType type, at::Device device) {
+Part PartOf(const Source& source, const Shard& shard) {
   const TensorView& view = *source.view;
   const at::ScalarType stored = ScalarTypeOf(view.type);
   const auto address = reinterpret_cast<uintptr_t>(view.bytes.data());
@@ -133,8 +140,61 @@ Loaded LoadTensor(const Source& source, at::ScalarType type, at::Device device) 
     tensor = at::empty(view.shape, stored);
     std::memcpy(tensor.mutable_data_ptr(), view.bytes.data(), view.bytes.size());
   }
-  if (stored == type && device.is_cpu()) return {std::move(tensor), aligned};
-  return {tensor.to(device, type), false};
+  const at::Tensor part = NarrowToShard(tensor, shard);
+  return {part, aligned && part.is_contiguous()};
+}
+
+struct Loaded {
+  at::Tensor tensor;
+  bool mapped = false;
+};
+
+Loaded LoadTensor(const Source& source, const Shard& shard, at::ScalarType type,
+                  at::Device device) {
+  const Part part = PartOf(source, shard);
+  if (part.tensor.scalar_type() == type && device.is_cpu()) {
+    if (part.usable) return {part.tensor, true};
+    // Columns are read from the mapping here. A copy that was made of a whole tensor at an odd
+    // address will do.
+    const bool own = !shard.cut() && part.tensor.is_contiguous();
+    return {own ? part.tensor : part.tensor.clone(at::MemoryFormat::Contiguous), false};
+  }
+  return {part.tensor.to(device, type).contiguous(), false};
+}
+
+// Where each tensor of a base lies. Both who makes it and who finds it work this out from the key's
+// digest, type and part alone: which of the
+// model's tensors these are, in the model's order.
+struct BaseLayout {
+  struct Place {
+    TensorSpec spec;
+    std::vector<int64_t> shape;  // of the part
+    int64_t offset = 0;
+  };
+  std::vector<Place> places;
+  int64_t bytes = 0;
+};
+
+int64_t Aligned(int64_t bytes) {
+  return (bytes + kBaseAlignment - 1) / kBaseAlignment * kBaseAlignment;
+}
+
+// `tensors` have what is used in place already; the base has the rest.
+BaseLayout LayoutOf(const std::vector<TensorSpec>& expected,
+                    const std::map<std::string, Source>& sources, const ModelSplit* split,
+                    at::ScalarType type, ModelWeights::Map* tensors) {
+  BaseLayout layout;
+  for (const TensorSpec& spec : expected) {
+    const Part part = PartOf(sources.at(spec.name), ShardOf(split, spec.name));
+    if (part.usable && part.tensor.scalar_type() == type) {
+      tensors->emplace(spec.name, part.tensor);
+      continue;
+    }
+    const std::vector<int64_t> shape = part.tensor.sizes().vec();
+    layout.places.push_back({spec, shape, layout.bytes});
+    layout.bytes += Aligned(part.tensor.numel() * static_cast<int64_t>(c10::elementSize(type)));
+  }
+  return layout;
 }
 
 bool SameBytes(const Source& a, const Source& b) {
@@ -197,6 +257,41 @@ absl::StatusOr<std::map<std::string, Source>> FindTensors(const std::filesystem:
   return sources;
 }
 
+// All tensors, from the files where they can be used in place and else from a base.
+absl::StatusOr<ModelWeights::Map> ShareWeights(const DecoderConfig& config,
+                                               const std::map<std::string, Source>& sources,
+                                               at::ScalarType type, const ModelSplit* split,
+                                               const BaseSharing& sharing) {
+  ModelWeights::Map tensors;
+  const BaseLayout layout = LayoutOf(ExpectedTensors(config), sources, split, type, &tensors);
+  if (layout.places.empty()) return tensors;
+  const BaseKey key{.digest = sharing.digest,
+                    .type = type,
+                    .rank = split != nullptr ? split->rank : 0,
+                    .ranks = split != nullptr ? split->ranks : 1};
+  const auto tensor_at = [type](char* data, const BaseLayout::Place& place,
+                                std::function<void(void*)> free) {
+    return at::from_blob(data + place.offset, place.shape, std::move(free),
+                         at::TensorOptions(type));
+  };
+  const auto fill = [&](char* data) {
+    for (const BaseLayout::Place& place : layout.places) {
+      const Part part = PartOf(sources.at(place.spec.name), ShardOf(split, place.spec.name));
+      tensor_at(data, place, [](void*) {}).copy_(part.tensor);
+    }
+    return absl::OkStatus();
+  };
+  // Parts may be empty, memory may not.
+  const int64_t bytes = std::max(layout.bytes, kBaseAlignment);
+  LEMO_ASSIGN_OR_RETURN(const BaseMemory base, sharing.bases->Map(key, bytes, fill));
+  // from_blob wants a pointer to non-const; nobody may write.
+  char* const data = static_cast<char*>(const_cast<void*>(base.get()));
+  for (const BaseLayout::Place& place : layout.places) {
+    tensors.emplace(place.spec.name, tensor_at(data, place, [base](void*) {}));
+  }
+  return tensors;
+}
+
 }  // namespace
 
 absl::Status CheckWeights(const std::filesystem::path& model_dir, const DecoderConfig& config) {
@@ -206,14 +301,22 @@ absl::Status CheckWeights(const std::filesystem::path& model_dir, const DecoderC
 
 absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
                                          const DecoderConfig& config, at::ScalarType type,
-                                         at::Device device) {
+                                         at::Device device, const ModelSplit* split,
+                                         const BaseSharing* sharing) {
   const at::NoGradGuard no_grad;
   std::vector<std::string> warnings;
   LEMO_ASSIGN_OR_RETURN(const auto sources, FindTensors(model_dir, config, &warnings));
   ModelWeights::Map tensors;
   int64_t mapped_bytes = 0;
+  if (sharing != nullptr && device.is_cpu()) {
+    LEMO_ASSIGN_OR_RETURN(tensors, ShareWeights(config, sources, type, split, *sharing));
+    for (const auto& [name, tensor] : tensors) {
+      mapped_bytes += static_cast<int64_t>(tensor.nbytes());
+    }
+    return ModelWeights(std::move(tensors), type, device, mapped_bytes, std::move(warnings));
+  }
   for (const TensorSpec& spec : ExpectedTensors(config)) {
-    Loaded loaded = LoadTensor(sources.at(spec.name), type, device);
+    Loaded loaded = LoadTensor(sources.at(spec.name), ShardOf(split, spec.name), type, device);
     if (loaded.mapped) mapped_bytes += static_cast<int64_t>(loaded.tensor.nbytes());
     tensors.emplace(spec.name, std::move(loaded.tensor));
   }
@@ -221,17 +324,18 @@ absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
 }
 
 ModelWeights RandomWeights(const DecoderConfig& config, uint64_t seed, at::ScalarType type,
-                           at::Device device) {
+                           at::Device device, const ModelSplit* split) {
   const at::NoGradGuard no_grad;
   ModelWeights::Map tensors;
   for (const TensorSpec& spec : ExpectedTensors(config)) {
+    const Shard shard = ShardOf(split, spec.name);
     at::Tensor tensor;
     if (absl::EndsWith(spec.name, "norm.weight")) {
       tensor = at::ones(spec.shape, at::kFloat);
     } else if (absl::EndsWith(spec.name, ".bias")) {
-      tensor = at::zeros(spec.shape, at::kFloat);
+      tensor = NarrowToShard(at::zeros(spec.shape, at::kFloat), shard).contiguous();
     } else {
-      tensor = NormalTensor(spec.shape, config.initializer_range, seed, spec.name);
+      tensor = NormalTensor(spec.shape, config.initializer_range, seed, spec.name, shard);
     }
     tensors.emplace(spec.name, tensor.to(device, type));
   }

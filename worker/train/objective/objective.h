@@ -24,7 +24,8 @@ struct LossSums {
   double Mean() const { return loss / static_cast<double>(labelled); }
 };
 
-// The labelled rows, in the order of the stream.
+// The labelled rows, in the order of the stream; of shared rows in that of the ranks, on each of
+// them.
 struct RowLosses {
   at::Tensor loss;  // fp32 (fp64) [labelled], nats
   at::Tensor hit;   // int64 [labelled], 1 where the label has the highest logit
@@ -33,6 +34,10 @@ struct RowLosses {
 // Next-token cross-entropy in segments over labelled rows (lemo-spec section 10). The logits of a
 // segment become their gradient in place, so the head's product runs once and no [rows, vocabulary]
 // tensor exists.
+//
+// In a tensor group every rank has its words' logits, and all get the same losses and the same G,
+// of shared rows each its part; gradients of the final norm are parts of a sum. All ranks call all
+// functions alike.
 class CrossEntropyObjective {
  public:
   // `segment_rows` 0: as many rows as 512 MiB hold at 6 bytes a logit, 2048 at most.

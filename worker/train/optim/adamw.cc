@@ -9,12 +9,20 @@
 
 namespace lemo::train {
 
-AdamW::AdamW(Trainables& trainables, const AdamWOptions& options)
-    : trainables_(trainables), options_(options) {
+std::vector<OptimizerPiece> PiecesOf(const Trainables& trainables) {
+  std::vector<OptimizerPiece> pieces;
+  for (const Trainable& trainable : trainables) {
+    pieces.push_back({trainable.master, trainable.grad, trainable.decay});
+  }
+  return pieces;
+}
+
+AdamW::AdamW(std::vector<OptimizerPiece> pieces, const AdamWOptions& options)
+    : pieces_(std::move(pieces)), options_(options) {
   const ScopedMemoryCategory category(MemoryCategory::kTrainable);
-  for (const Trainable& trainable : trainables_) {
-    first_.push_back(at::zeros_like(trainable.master));
-    second_.push_back(at::zeros_like(trainable.master));
+  for (const OptimizerPiece& piece : pieces_) {
+    first_.push_back(at::zeros_like(piece.master));
+    second_.push_back(at::zeros_like(piece.master));
   }
 }
 
@@ -23,25 +31,24 @@ void AdamW::Step(double learning_rate, double grad_scale) {
   ++steps_;
   const double correction1 = 1.0 - std::pow(options_.beta1, static_cast<double>(steps_));
   const double correction2 = 1.0 - std::pow(options_.beta2, static_cast<double>(steps_));
-  for (size_t i = 0; i < trainables_.size(); ++i) {
-    Trainable& trainable = trainables_[i];
-    if (grad_scale != 1.0) trainable.grad.mul_(grad_scale);
-    if (trainable.decay && options_.weight_decay != 0.0) {
-      trainable.master.mul_(1.0 - learning_rate * options_.weight_decay);
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    OptimizerPiece& piece = pieces_[i];
+    if (grad_scale != 1.0) piece.grad.mul_(grad_scale);
+    if (piece.decay && options_.weight_decay != 0.0) {
+      piece.master.mul_(1.0 - learning_rate * options_.weight_decay);
     }
-    first_[i].lerp_(trainable.grad, 1.0 - options_.beta1);
-    second_[i].mul_(options_.beta2).addcmul_(trainable.grad, trainable.grad, 1.0 - options_.beta2);
+    first_[i].lerp_(piece.grad, 1.0 - options_.beta1);
+    second_[i].mul_(options_.beta2).addcmul_(piece.grad, piece.grad, 1.0 - options_.beta2);
     const at::Tensor denominator =
         second_[i].sqrt().div_(std::sqrt(correction2)).add_(options_.epsilon);
-    trainable.master.addcdiv_(first_[i], denominator, -learning_rate / correction1);
+    piece.master.addcdiv_(first_[i], denominator, -learning_rate / correction1);
   }
-  RefreshValues(trainables_);
 }
 
-void AdamW::ReplaceMoments(size_t i, at::Tensor first, at::Tensor second) {
-  TORCH_CHECK(first.sizes() == trainables_[i].master.sizes() &&
-                  second.sizes() == trainables_[i].master.sizes(),
-              "moments of ", trainables_[i].name, " have another shape than its values");
+void AdamW::Replace(size_t i, OptimizerPiece piece, at::Tensor first, at::Tensor second) {
+  TORCH_CHECK(first.sizes() == piece.master.sizes() && second.sizes() == piece.master.sizes(),
+              "moments have another shape than what they are of");
+  pieces_[i] = std::move(piece);
   first_[i] = std::move(first);
   second_[i] = std::move(second);
 }

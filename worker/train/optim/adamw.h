@@ -18,27 +18,37 @@ struct AdamWOptions {
   double weight_decay = 0.0;  // of tensors with `decay`
 };
 
-// Not thread-safe. The trainables outlive it and keep their order.
+// What one update reads and writes: a trainable's master and gradient, or the part of them that
+// this rank has. Of one shape.
+struct OptimizerPiece {
+  at::Tensor master, grad;
+  bool decay = true;  // as Trainable's
+};
+
+// One piece a trainable.
+std::vector<OptimizerPiece> PiecesOf(const Trainables& trainables);
+
+// Not thread-safe.
 class AdamW {
  public:
-  AdamW(Trainables& trainables, const AdamWOptions& options);
+  AdamW(std::vector<OptimizerPiece> pieces, const AdamWOptions& options);
 
-  // One update from `grad` of every trainable, multiplied by `grad_scale` (clipping), then
-  // refreshes the values.
+  // One update from the gradient of every piece, multiplied by `grad_scale` (clipping). Values that
+  // are not their masters are then to be refreshed.
   void Step(double learning_rate, double grad_scale);
 
   int64_t steps() const { return steps_; }
 
-  // State for a checkpoint, in the order of the trainables; fp32 (fp64 in fp64 runs).
+  // State for a checkpoint, in the order of the pieces; fp32 (fp64 in fp64 runs).
   const std::vector<at::Tensor>& first_moments() const { return first_; }
   const std::vector<at::Tensor>& second_moments() const { return second_; }
   // After a trainable lost rows or columns: its moments lose the same ones, and training goes on.
-  void ReplaceMoments(size_t i, at::Tensor first, at::Tensor second);
+  void Replace(size_t i, OptimizerPiece piece, at::Tensor first, at::Tensor second);
   // After the moments and masters were overwritten from a checkpoint.
   void Restore(int64_t steps) { steps_ = steps; }
 
  private:
-  Trainables& trainables_;
+  std::vector<OptimizerPiece> pieces_;
   AdamWOptions options_;
   std::vector<at::Tensor> first_, second_;
   int64_t steps_ = 0;

@@ -5,9 +5,15 @@
 
 namespace lemo::train {
 
-void EraseAbsentSparsity(const google::protobuf::Message& message, nlohmann::ordered_json* json) {
+void EraseAbsent(const google::protobuf::Message& message, nlohmann::ordered_json* json) {
   if (const auto* step = google::protobuf::DynamicCastToGenerated<lemo::v1::StepEvent>(&message)) {
     if (!step->has_sparsity()) json->erase("sparsity");
+    if (!step->has_gang()) json->erase("gang");
+    if (!step->has_memory()) json->erase("memory");
+  }
+  if (const auto* result =
+          google::protobuf::DynamicCastToGenerated<lemo::v1::ResultEvent>(&message)) {
+    if (!result->has_forecast()) json->erase("forecast");
   }
   if (const auto* eval = google::protobuf::DynamicCastToGenerated<lemo::v1::EvalEvent>(&message)) {
     if (eval->recall().empty()) json->erase("recall");
@@ -30,7 +36,7 @@ std::string EventToJson(const lemo::v1::RunEvent& event) {
     const google::protobuf::Message& message = reflection->GetMessage(event, field);
     nlohmann::ordered_json fields =
         MessageToJson(message, {.everything = true, .non_finite_as_null = true});
-    EraseAbsentSparsity(message, &fields);
+    EraseAbsent(message, &fields);
     for (const auto& [name, value] : fields.items()) out[name] = value;
   }
   return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

@@ -63,6 +63,11 @@ class ProtobufSink : public EventSink {
   DescriptorWriter writer_;
 };
 
+class NullSink : public EventSink {
+ protected:
+  void Write(const lemo::v1::RunEvent&) override {}
+};
+
 const char* GeneralAdvice(int exit_code) {
   switch (exit_code) {
     case 2:
@@ -70,7 +75,8 @@ const char* GeneralAdvice(int exit_code) {
     case 3:
       return "choose a cheaper memory.policy (input, or attn_out+offload), a smaller "
              "data.max_length "
-             "or train.micro_batch_tokens, and go on with --resume auto.";
+             "or train.micro_batch_tokens, raise memory.budget_bytes if there is one, and go on "
+             "with --resume auto.";
     default:
       return "this is a fault of lemo-train; report the lines above, and go on with --resume auto.";
   }
@@ -103,6 +109,8 @@ absl::StatusOr<std::unique_ptr<EventSink>> MakeEventSink(const std::string& form
   }
   return std::make_unique<ProtobufSink>(fd);
 }
+
+std::unique_ptr<EventSink> MakeNullSink() { return std::make_unique<NullSink>(); }
 
 lemo::v1::RunEvent MakeErrorEvent(const std::string& message, const Violations& violations,
                                   int exit_code, const std::string& advice) {

@@ -42,14 +42,18 @@ class EventSink {
 // writing.
 absl::StatusOr<std::unique_ptr<EventSink>> MakeEventSink(const std::string& format, int output_fd);
 
+// For the ranks of a gang that do not speak.
+std::unique_ptr<EventSink> MakeNullSink();
+
 // The object that `--events json` prints for one event: flat, `type` first, every field of the
 // event, numbers as numbers, and null for a number that is not finite. Without what only runs that
-// drop rows have, where it is absent.
+// drop rows, or have a budget, or gangs, have, where it is absent.
 std::string EventToJson(const lemo::v1::RunEvent& event);
 
 // Takes out of `json`, made of `message` with every field, what of a StepEvent or EvalEvent is
-// absent because all rows took part: as zeros it would say something else.
-void EraseAbsentSparsity(const google::protobuf::Message& message, nlohmann::ordered_json* json);
+// absent because all rows took part, one rank trained or nothing bounds the memory: as zeros it
+// would say something else.
+void EraseAbsent(const google::protobuf::Message& message, nlohmann::ordered_json* json);
 
 // The last event of a run that failed. `violations` may be empty; how many were left out of it is
 // told. `advice` says what to do; when empty, a general advice for `exit_code` (2, 3 or 4) takes

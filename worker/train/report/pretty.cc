@@ -183,6 +183,12 @@ std::string PrettyFormatter::Format(const lemo::v1::RunEvent& event) {
     case Event::kError:
       text = Error(event.error());
       break;
+    case Event::kAmendment:
+      text = Amendment(event.amendment());
+      break;
+    case Event::kShadow:
+      text = Shadow(event.shadow());
+      break;
     case Event::kSelection:  // a picture, which the report draws
     case Event::kStep:
     case Event::EVENT_NOT_SET:
@@ -235,6 +241,43 @@ std::string PrettyFormatter::Eval(const lemo::v1::EvalEvent& eval) const {
       eval.best() ? Paint(kGreen, "  best") : "");
 }
 
+std::string PrettyFormatter::Shadow(const lemo::v1::ShadowEvent& shadow) const {
+  std::string out = absl::StrFormat(
+      "  shadow at step %d  loss %s with all rows, %s with the kept ones: %+.4f", shadow.step(),
+      Fixed(shadow.dense_loss(), 4), Fixed(shadow.sparse_loss(), 4), shadow.gap());
+  if (shadow.bound() > 0) absl::StrAppendFormat(&out, " of %.4f", shadow.bound());
+  if (shadow.verdict() == "cannot") {
+    out += Paint(kYellow, "  more rows would not fit in the budget");
+  } else if (shadow.verdict() == "raised") {
+    out += Paint(kYellow, absl::StrFormat("  from now on at least %.3g of the blocks are kept",
+                                          shadow.keep_least()));
+  }
+  return absl::StrCat(out, "\n");
+}
+
+std::string PrettyFormatter::Amendment(const lemo::v1::AmendmentEvent& amendment) const {
+  // Which way, and why: what a person wants to know first.
+  std::string what = absl::StrCat(amendment.back() ? "  back at step " : "  amended at step ",
+                                  amendment.step(), "  ");
+  if (!amendment.layers().empty()) absl::StrAppend(&what, "layers ", amendment.layers(), ": ");
+  absl::StrAppend(&what, amendment.from(), " -> ", amendment.to());
+  std::string out = Paint(amendment.back() ? kGreen : kYellow, Printable(what));
+  // A run without a budget has none of these numbers.
+  if (amendment.predicted_bytes_after() > 0) {
+    absl::StrAppend(&out, "  (", HumanBytes(amendment.predicted_bytes_before()), " -> ",
+                    HumanBytes(amendment.predicted_bytes_after()), ", measured ",
+                    HumanBytes(amendment.measured_peak_bytes()), ", of ",
+                    HumanBytes(amendment.budget_bytes()));
+    if (amendment.predicted_seconds_before() > 0) {
+      absl::StrAppend(&out, "; ", Significant(amendment.predicted_seconds_before(), 3), " -> ",
+                      Significant(amendment.predicted_seconds_after(), 3), " s, measured ",
+                      Significant(amendment.measured_seconds(), 3), " s");
+    }
+    out += ")";
+  }
+  return absl::StrCat(out, amendment.exact() ? "" : "  changes what is computed", "\n");
+}
+
 std::string PrettyFormatter::Result(const lemo::v1::ResultEvent& result) const {
   std::string out = "\n";
   absl::StrAppend(
@@ -270,6 +313,20 @@ std::string PrettyFormatter::Result(const lemo::v1::ResultEvent& result) const {
                                              HumanBytes(peak.saved_activations()), ", transient ",
                                              HumanBytes(peak.transient()), ", loss ",
                                              HumanBytes(peak.loss()))));
+  const lemo::v1::RunForecast& forecast = result.forecast();
+  if (forecast.predicted_peak_bytes() > 0) {
+    absl::StrAppend(&out,
+                    Row("", absl::StrCat("foretold ", HumanBytes(forecast.predicted_peak_bytes()),
+                                         ", at most ", HumanBytes(forecast.high_peak_bytes()))));
+  }
+  if (forecast.measured_step_seconds() > 0) {
+    std::string step = absl::StrCat(Significant(forecast.measured_step_seconds(), 3), " s");
+    if (forecast.predicted_step_seconds() > 0) {
+      absl::StrAppend(&step, ", foretold ", Significant(forecast.predicted_step_seconds(), 3), " s",
+                      Change(forecast.predicted_step_seconds(), forecast.measured_step_seconds()));
+    }
+    absl::StrAppend(&out, Row("step", step));
+  }
   auto path = [&](const char* name, const std::string& value) {
     if (!value.empty()) absl::StrAppend(&out, Row(name, value));
   };

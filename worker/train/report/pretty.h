@@ -32,6 +32,8 @@ class PrettyFormatter {
 
  private:
   std::string Step(const lemo::v1::StepEvent& step, double now);
+  std::string Shadow(const lemo::v1::ShadowEvent& shadow) const;
+  std::string Amendment(const lemo::v1::AmendmentEvent& amendment) const;
   std::string Eval(const lemo::v1::EvalEvent& eval) const;
   std::string Result(const lemo::v1::ResultEvent& result) const;
   std::string Error(const lemo::v1::ErrorEvent& error) const;

@@ -23,14 +23,14 @@ constexpr int kSchemaVersion = 1;
 
 ordered_json Full(const google::protobuf::Message& message) {
   ordered_json out = MessageToJson(message, {.everything = true, .non_finite_as_null = true});
-  EraseAbsentSparsity(message, &out);
+  EraseAbsent(message, &out);
   return out;
 }
 
 // Like Full, in a form that MessageReader takes back exactly.
 ordered_json Exact(const google::protobuf::Message& message) {
   ordered_json out = MessageToJson(message, {.everything = true});
-  EraseAbsentSparsity(message, &out);
+  EraseAbsent(message, &out);
   return out;
 }
 
@@ -221,6 +221,13 @@ void RunReport::Add(const lemo::v1::RunEvent& event) {
     case Event::kSelection:
       AddSelection(event.selection());
       break;
+    case Event::kAmendment:
+      AddAmendment(event.amendment());
+      break;
+    case Event::kShadow:
+      if (shadows_.size() == kMaxShadows) shadows_.erase(shadows_.begin() + kMaxShadows / 2);
+      shadows_.push_back(event.shadow());
+      break;
     case Event::EVENT_NOT_SET:
       break;
   }
@@ -252,6 +259,15 @@ void RunReport::AddSelection(const lemo::v1::SelectionEvent& selection) {
   // The first one stays, to show what training has changed.
   if (selections_.size() == kMaxSelections) selections_.erase(selections_.begin() + 1);
   selections_.push_back(selection);
+}
+
+void RunReport::AddAmendment(const lemo::v1::AmendmentEvent& amendment) {
+  ++amendments_total_;
+  // How it began and how it stands now; what is dropped lies in between.
+  if (amendments_.size() == kMaxAmendments) {
+    amendments_.erase(amendments_.begin() + kMaxAmendments / 2);
+  }
+  amendments_.push_back(amendment);
 }
 
 std::string RunReport::Status() const {
@@ -290,8 +306,9 @@ ordered_json RunReport::ToJson() const {
     out["phases"].push_back({{"name", phase.name}, {"seconds", phase.seconds}});
   }
   out["warnings"] = FullList(warnings_);
-  // Changes that the run made to its own plan; a dense run with a fixed plan makes none.
-  out["amendments"] = ordered_json::array();
+  out["amendments"] = FullList(amendments_);
+  if (amendments_total_ > std::ssize(amendments_)) out["amendments_total"] = amendments_total_;
+  if (!shadows_.empty()) out["shadows"] = FullList(shadows_);
   out["versions"] = facts_.versions;
   out["metrics"] = ordered_json::object();
   for (const auto& [name, formula] : MetricDefinitions()) out["metrics"][name] = formula;
@@ -407,6 +424,9 @@ std::string RunReport::SaveState() const {
   out["evals"] = ExactList(evals_);
   out["checkpoints"] = ExactList(checkpoints_);
   out["warnings"] = ExactList(warnings_);
+  out["amendments"] = ExactList(amendments_);
+  out["amendments_total"] = amendments_total_;
+  out["shadows"] = ExactList(shadows_);
   out["phases"] = ordered_json::array();
   for (const ReportPhase& phase : phases_) {
     out["phases"].push_back({{"name", phase.name}, {"seconds", phase.seconds}});
@@ -441,6 +461,12 @@ absl::Status RunReport::RestoreState(const std::string& state) {
       ReadList(member, member.key, &violations, &restored.checkpoints_);
     } else if (member.key == "warnings") {
       ReadList(member, member.key, &violations, &restored.warnings_);
+    } else if (member.key == "amendments") {
+      ReadList(member, member.key, &violations, &restored.amendments_);
+    } else if (member.key == "shadows") {
+      ReadList(member, member.key, &violations, &restored.shadows_);
+    } else if (member.key == "amendments_total" && member.scalar.is_number_integer()) {
+      restored.amendments_total_ = member.scalar.get<int64_t>();
     } else if (member.key == "phases") {
       for (const LocatedJson& phase : member.children) {
         ReportPhase out;
@@ -453,6 +479,8 @@ absl::Status RunReport::RestoreState(const std::string& state) {
     }
   }
   if (window < 1) violations.Add("window", "missing");
+  restored.amendments_total_ =
+      std::max<int64_t>(restored.amendments_total_, std::ssize(restored.amendments_));
   for (size_t i = 1; i < steps.size(); ++i) {
     if (steps[i].step() <= steps[i - 1].step()) violations.Add("steps", "not in order");
   }

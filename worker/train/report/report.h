@@ -55,11 +55,15 @@ struct ReportPhase {
   double seconds = 0;
 };
 
-// Gathers a run while it goes. Not thread-safe; memory is bounded by TrainingCurve, kMaxSelections
-// and the number of evaluations and checkpoints.
+// Gathers a run while it goes. Not thread-safe; memory is bounded by TrainingCurve, kMaxSelections,
+// kMaxAmendments and the number of evaluations and checkpoints.
 class RunReport {
  public:
   static constexpr size_t kMaxSelections = 4;
+  // Of amendments the first half of these and the last half are kept.
+  static constexpr size_t kMaxAmendments = 256;
+  // Likewise of shadows.
+  static constexpr size_t kMaxShadows = 256;
 
   void SetFacts(ReportFacts facts) { facts_ = std::move(facts); }
 
@@ -77,6 +81,10 @@ class RunReport {
   const std::vector<lemo::v1::EvalEvent>& evals() const { return evals_; }
   const std::vector<lemo::v1::CheckpointEvent>& checkpoints() const { return checkpoints_; }
   const std::vector<lemo::v1::WarningEvent>& warnings() const { return warnings_; }
+  // What the governor changed, in order, and how many changes there were altogether.
+  const std::vector<lemo::v1::AmendmentEvent>& amendments() const { return amendments_; }
+  int64_t amendments_total() const { return amendments_total_; }
+  const std::vector<lemo::v1::ShadowEvent>& shadows() const { return shadows_; }
   const std::vector<ReportPhase>& phases() const { return phases_; }
   const std::optional<lemo::v1::ResultEvent>& result() const { return result_; }
   const std::optional<lemo::v1::ErrorEvent>& error() const { return error_; }
@@ -106,6 +114,7 @@ class RunReport {
  private:
   void AddSparsity(const lemo::v1::StepEvent& step);
   void AddSelection(const lemo::v1::SelectionEvent& selection);
+  void AddAmendment(const lemo::v1::AmendmentEvent& amendment);
 
   ReportFacts facts_;
   TrainingCurve curve_;
@@ -114,6 +123,9 @@ class RunReport {
   std::vector<lemo::v1::EvalEvent> evals_;
   std::vector<lemo::v1::CheckpointEvent> checkpoints_;
   std::vector<lemo::v1::WarningEvent> warnings_;
+  std::vector<lemo::v1::AmendmentEvent> amendments_;
+  int64_t amendments_total_ = 0;
+  std::vector<lemo::v1::ShadowEvent> shadows_;
   std::vector<ReportPhase> phases_;
   std::optional<lemo::v1::ResultEvent> result_;
   std::optional<lemo::v1::ErrorEvent> error_;

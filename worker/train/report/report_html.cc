@@ -455,7 +455,74 @@ std::string Memory(const RunReport& report) {
   row("Loss", "segments of the output layer", peak.loss());
   absl::StrAppend(&rows, "<tr>", Cell("<b>Peak of the sum</b>", "name"),
                   Number(HumanBytes(peak.total())), BarCell(1), "</tr>\n");
-  return Table({"Category", "#Its own peak", "Share of the peak"}, rows);
+  std::string out = Table({"Category", "#Its own peak", "Share of the peak"}, rows);
+  const lemo::v1::RunForecast& forecast = report.result()->forecast();
+  std::vector<std::string> foretold;
+  if (forecast.predicted_peak_bytes() > 0) {
+    foretold.push_back(absl::StrCat("a peak of <b>", HumanBytes(forecast.predicted_peak_bytes()),
+                                    "</b> and at most ", HumanBytes(forecast.high_peak_bytes())));
+  }
+  if (forecast.predicted_step_seconds() > 0) {
+    foretold.push_back(absl::StrCat(
+        "<b>", Significant(forecast.predicted_step_seconds(), 3), " s</b> a step, which took ",
+        Significant(forecast.measured_step_seconds(), 3), " s in the mean"));
+  }
+  if (!foretold.empty()) {
+    absl::StrAppend(&out, "<p>Foretold before the run: ", absl::StrJoin(foretold, "; "), ".</p>\n");
+  }
+  return out;
+}
+
+// What the governor did, and what came of it.
+std::string Amendments(const RunReport& report) {
+  if (report.amendments().empty()) return "";
+  std::string rows;
+  const auto seconds = [](double value) {
+    return value > 0 ? absl::StrCat(Significant(value, 3), " s") : std::string();
+  };
+  for (const auto& amendment : report.amendments()) {
+    const std::string where =
+        amendment.layers().empty() ? "" : absl::StrCat(", layers ", amendment.layers());
+    absl::StrAppend(
+        &rows, "<tr>", Number(HumanCount(amendment.step())),
+        Cell(absl::StrCat(amendment.back() ? "<span class=\"better\">back</span>: " : "",
+                          EscapeHtml(absl::StrCat(amendment.action(), where)),
+                          amendment.exact() ? "" : "<br><small>changes what is computed</small>")),
+        Cell(EscapeHtml(amendment.from())), Cell(EscapeHtml(amendment.to())),
+        Cell(EscapeHtml(amendment.reason())), Number(HumanBytes(amendment.budget_bytes())),
+        Number(HumanBytes(amendment.predicted_bytes_before())),
+        Number(HumanBytes(amendment.predicted_bytes_after())),
+        Number(HumanBytes(amendment.measured_peak_bytes())),
+        Number(seconds(amendment.predicted_seconds_before())),
+        Number(seconds(amendment.predicted_seconds_after())),
+        Number(seconds(amendment.measured_seconds())), "</tr>\n");
+  }
+  std::string out = Table({"#Step", "What", "From", "To", "Because of", "#Budget", "#As it was",
+                           "#Now", "#Measured", "#As it was", "#Now", "#Measured"},
+                          rows);
+  if (const int64_t left_out = report.amendments_total() - std::ssize(report.amendments());
+      left_out > 0) {
+    absl::StrAppend(&out, "<p class=\"muted\">", HumanCount(left_out),
+                    " more in the middle of the run are left out.</p>");
+  }
+  return out;
+}
+
+// All rows beside the kept ones, on the same labelled rows of a held-out sample.
+std::string Shadows(const RunReport& report) {
+  std::string rows;
+  for (const auto& shadow : report.shadows()) {
+    absl::StrAppend(&rows, "<tr>", Number(HumanCount(shadow.step())),
+                    Number(Fixed(shadow.dense_loss(), 4)), Number(Fixed(shadow.sparse_loss(), 4)),
+                    Number(absl::StrFormat("%+.4f", shadow.gap())),
+                    Number(shadow.bound() > 0 ? Fixed(shadow.bound(), 4) : std::string()),
+                    Cell(shadow.verdict() == "raised"   ? "more rows are kept from here on"
+                         : shadow.verdict() == "cannot" ? "more rows would not fit in the budget"
+                                                        : ""),
+                    "</tr>\n");
+  }
+  if (rows.empty()) return "";
+  return Table({"#Step", "#Loss with all rows", "#With the kept ones", "#Gap", "#Bound", ""}, rows);
 }
 
 std::string Data(const RunReport& report) {
@@ -554,7 +621,9 @@ std::string RenderReportHtml(const RunReport& report) {
       Header(report), Tiles(report), Troubles(report), Section("Curves", Curves(report)),
       Section("Rows that took part", SparsityHtml(report)), Section("Use it", HowToLoad(report)),
       Section("On held-out text", Evaluations(report)),
-      Section("Memory by category", Memory(report)), Section("Data", Data(report)),
+      Section("Memory by category", Memory(report)),
+      Section("All rows beside the kept ones", Shadows(report)),
+      Section("What the governor did", Amendments(report)), Section("Data", Data(report)),
       Section("Where the time went", Times(report)),
       Section("What the numbers mean", Metrics(report)),
       Section("To reproduce it", Reproduce(report)), "</main></body></html>\n");

@@ -70,6 +70,15 @@ void FillTrain(bool full, lemo::v1::TrainSpec* train) {
   LEMO_DEFAULT(train, seed, 0);
 }
 
+void FillParallel(bool full, lemo::v1::ParallelSpec* parallel) {
+  LEMO_DEFAULT(parallel, tensor, 0);
+  LEMO_DEFAULT(parallel, data, 0);
+  LEMO_DEFAULT(parallel, shard, full ? "optimizer" : "none");
+  LEMO_DEFAULT(parallel, timeout_seconds, 300);
+  LEMO_DEFAULT(parallel, bucket_bytes, int64_t{32} << 20);
+  LEMO_DEFAULT(parallel, sequence, false);
+}
+
 }  // namespace
 
 void FillDefaults(lemo::v1::RunSpec* spec) {
@@ -84,6 +93,7 @@ void FillDefaults(lemo::v1::RunSpec* spec) {
   FillTrain(spec->tuner().has_full(), spec->mutable_train());
   if (spec->has_tokens()) FillTokenDefaults(spec->mutable_tokens());
   LEMO_DEFAULT(spec->mutable_memory(), policy, "attn_out");
+  FillParallel(spec->tuner().has_full(), spec->mutable_parallel());
   LEMO_DEFAULT(spec->mutable_eval(), every_steps, 0);
   LEMO_DEFAULT(spec->mutable_eval(), max_sequences, 0);
   LEMO_DEFAULT(spec->mutable_eval(), sparse, false);

@@ -40,6 +40,7 @@ class Validator {
     Tuner();
     Train();
     Memory();
+    Parallel();
     ValidateTokens(spec_.tokens(), violations_);
     EvalAndCheckpoint();
     Output();
@@ -101,6 +102,11 @@ class Validator {
   void Model() {
     const auto& model = spec_.model();
     Required("model.path", !model.path().empty(), "a Hugging Face model directory");
+    if (model.has_bases_dir()) {
+      Required("model.bases_dir", !model.bases_dir().empty(), "a directory; or leave it out");
+    } else if (model.has_weights_digest()) {
+      Fault("model.weights_digest", "is about model.bases_dir; give that, too");
+    }
     if (!model.has_compute_type()) return;
     OneOf("model.compute_type", model.compute_type(),
           {"auto", "float32", "bfloat16", "float16", "float64"});
@@ -272,6 +278,91 @@ class Validator {
         }
       }
     }
+    Budget();
+  }
+
+  void Budget() {
+    const auto& memory = spec_.memory();
+    const auto& tokens = spec_.tokens();
+    const bool dense = tokens.policy().empty() || tokens.policy() == "dense";
+    if (memory.has_budget_bytes()) {
+      AtLeast("memory.budget_bytes", memory.budget_bytes(), 1);
+      // What the planner's forecast does not hold, no step can be fitted to.
+      const auto refuse = [this](bool holds, const std::string& what) {
+        if (!holds) return;
+        Fault("memory.budget_bytes", absl::StrCat("the bytes of ", what, " cannot be told before ",
+                                                  "they are needed; leave the budget out"));
+      };
+      refuse(spec_.has_predictor(), "training a predictor");
+      refuse(spec_.model().compute_type() == "float64", "float64");
+      for (const char* policy : {"predictor", "table", "oracle"}) {
+        refuse(tokens.policy() == policy, absl::StrCat("scores of tokens.policy ", policy));
+      }
+      refuse(!dense && tokens.scope() == "group", "tokens.scope group");
+      refuse(!dense && tokens.mode() == "threshold", "tokens.mode threshold");
+      refuse(!dense && tokens.kv_all(), "tokens.kv_all");
+    } else if (memory.elastic()) {
+      Fault("memory.elastic", "is about memory.budget_bytes; give that, too");
+    }
+    if (!memory.elastic()) {
+      if (memory.has_min_keep()) Fault("memory.min_keep", "is for memory.elastic");
+      return;
+    }
+    if (dense) {
+      Fault("memory.elastic",
+            "needs a tokens.policy that says which blocks go first; with tokens.keep 1 it begins "
+            "with all of them");
+    }
+    Required("memory.min_keep", memory.has_min_keep(),
+             "the least share of a document's blocks that a layer may be brought down to");
+    if (!memory.has_min_keep()) return;
+    const double least = memory.min_keep();
+    Number("memory.min_keep", least, least > 0 && least < 1, "above 0 and below 1");
+    const auto sparse = [](double keep) { return keep < 1; };
+    const bool any = std::any_of(tokens.keep().begin(), tokens.keep().end(), sparse);
+    double most = any || tokens.keep().empty() ? 0 : 1;
+    for (const double keep : tokens.keep()) {
+      if (sparse(keep)) most = std::max(most, keep);
+    }
+    if (most > 0 && least >= most) {
+      Fault("memory.min_keep",
+            absl::StrCat("must be below tokens.keep, ", most, ", to leave anything to give"));
+    }
+  }
+
+  void Parallel() {
+    const auto& parallel = spec_.parallel();
+    AtLeast("parallel.tensor", parallel.tensor(), 0);
+    AtLeast("parallel.data", parallel.data(), 0);
+    if (parallel.has_shard()) {
+      OneOf("parallel.shard", parallel.shard(), {"none", "optimizer", "gradients", "parameters"});
+    }
+    if (parallel.has_timeout_seconds()) {
+      Positive("parallel.timeout_seconds", parallel.timeout_seconds());
+    }
+    if (parallel.has_bucket_bytes()) {
+      AtLeast("parallel.bucket_bytes", parallel.bucket_bytes(), 1024);
+    }
+    if (parallel.tensor() > 1) {
+      SharedModel();
+    } else if (parallel.sequence()) {
+      Fault("parallel.sequence",
+            "needs parallel.tensor above 1: it is the ranks of a tensor group that share the rows");
+    }
+  }
+
+  // What ranks that share a model do not do.
+  void SharedModel() {
+    if (spec_.has_predictor()) {
+      Fault("parallel.tensor",
+            "must be 1 for a run that trains a predictor, which is compared with all heads");
+    }
+    const std::string& policy = spec_.tokens().policy();
+    if (policy == "oracle" || policy == "table") {
+      Fault("tokens.policy", absl::StrCat(policy,
+                                          " scores blocks by all heads of a layer, which no rank "
+                                          "has with parallel.tensor above 1"));
+    }
   }
 
   void EvalAndCheckpoint() {
@@ -288,11 +379,33 @@ class Validator {
     if (eval.write_rows() && spec_.data().eval_size() == 0) {
       Fault("eval.write_rows", "needs files in data.eval");
     }
+    Shadow();
     AtLeast("checkpoint.every_steps", checkpoint.every_steps(), 0);
     if (checkpoint.has_keep_last()) AtLeast("checkpoint.keep_last", checkpoint.keep_last(), 1);
     if (checkpoint.keep_best() && (checkpoint.every_steps() == 0 || eval.every_steps() == 0)) {
       Fault("checkpoint.keep_best",
             "has nothing to choose from without checkpoint.every_steps and eval.every_steps");
+    }
+  }
+
+  void Shadow() {
+    const auto& eval = spec_.eval();
+    AtLeast("eval.shadow_every_steps", eval.shadow_every_steps(), 0);
+    if (eval.has_shadow_sequences()) {
+      AtLeast("eval.shadow_sequences", eval.shadow_sequences(), 1);
+    }
+    if (eval.has_max_quality_gap()) NotNegative("eval.max_quality_gap", eval.max_quality_gap());
+    if (eval.shadow_every_steps() == 0) {
+      if (eval.has_max_quality_gap()) {
+        Fault("eval.max_quality_gap", "is measured every eval.shadow_every_steps; give that, too");
+      }
+      return;
+    }
+    if (spec_.data().eval_size() == 0) {
+      Fault("eval.shadow_every_steps", "needs files in data.eval");
+    }
+    if (spec_.tokens().policy().empty() || spec_.tokens().policy() == "dense") {
+      Fault("eval.shadow_every_steps", "needs a tokens.policy that drops rows");
     }
   }
 

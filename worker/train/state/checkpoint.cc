@@ -15,7 +15,6 @@
 #include "absl/time/time.h"
 #include "common/files.h"
 #include "common/status_macros.h"
-#include "worker/train/state/atomic_directory.h"
 #include "worker/train/state/manifest.h"
 
 namespace lemo::train {
@@ -25,6 +24,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kStateName = "state.json";
 constexpr const char* kTensorSuffix = ".safetensors";
+constexpr absl::Duration kLook = absl::Milliseconds(5);  // for the other parts' notes
 
 std::string StepName(int64_t step) { return absl::StrFormat("step-%08d", step); }
 
@@ -78,6 +78,16 @@ absl::Status CheckStem(const std::string& stem) {
   return absl::OkStatus();
 }
 
+// Of a part other than the first: what it wrote, as a manifest of its own, or why it could not.
+std::string NoteName(int part) { return absl::StrFormat("part-%05d.json", part + 1); }
+std::string FaultName(int part) { return absl::StrFormat("part-%05d.fault", part + 1); }
+
+std::string FileName(const std::string& stem, const CheckpointContents& contents) {
+  if (contents.parts == 1) return absl::StrCat(stem, kTensorSuffix);
+  return absl::StrFormat("%s-%05d-of-%05d%s", stem, contents.part + 1, contents.parts,
+                         kTensorSuffix);
+}
+
 int64_t BytesWanted(const CheckpointContents& contents) {
   int64_t bytes = static_cast<int64_t>(contents.state_json.size());
   for (const auto& [stem, tensors] : contents.tensors) {
@@ -86,23 +96,65 @@ int64_t BytesWanted(const CheckpointContents& contents) {
   return bytes;
 }
 
-// Writes everything into `directory`, the manifest last.
-absl::Status WriteContents(const CheckpointContents& contents, const fs::path& directory) {
+absl::Status CannotSave(const CheckpointContents& contents, const absl::Status& why) {
+  return absl::Status(why.code(),
+                      absl::StrCat("cannot save the checkpoint of step ", contents.step, " (",
+                                   BytesWanted(contents), " bytes): ", why.message(),
+                                   "; the former checkpoints are as they were"));
+}
+
+// Writes the tensors of one part and lists the files.
+absl::Status WriteTensors(const CheckpointContents& contents, const fs::path& directory,
+                          Manifest* manifest) {
+  for (const auto& [stem, tensors] : contents.tensors) {
+    const std::string name = FileName(stem, contents);
+    LEMO_RETURN_IF_ERROR(WriteSafetensors(directory / name, tensors, {}));
+    LEMO_ASSIGN_OR_RETURN(manifest->files[name], DescribeFile(directory / name));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Manifest> AwaitPart(int part, const fs::path& directory,
+                                   const std::function<bool()>& give_up) {
+  for (;;) {
+    // Asked first: what was written before the answer is still seen.
+    const bool last = give_up();
+    const absl::StatusOr<std::string> note = ReadFile(directory / NoteName(part));
+    if (note.ok()) return ParseManifest(*note, directory / NoteName(part));
+    const absl::StatusOr<std::string> fault = ReadFile(directory / FaultName(part));
+    if (fault.ok()) {
+      return absl::FailedPreconditionError(absl::StrCat("part ", part + 1, ": ", *fault));
+    }
+    if (last) return absl::AbortedError(absl::StrCat("part ", part + 1, " was not written"));
+    absl::SleepFor(kLook);
+  }
+}
+
+// Writes the first part and, when the others are there, the manifest of all.
+absl::Status WriteContents(const CheckpointContents& contents, const fs::path& directory,
+                           const std::function<bool()>& give_up) {
   Manifest manifest;
   manifest.step = contents.step;
   manifest.eval_loss = contents.eval_loss;
   manifest.created = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
-  const auto list = [&](const std::string& name) -> absl::Status {
-    LEMO_ASSIGN_OR_RETURN(manifest.files[name], DescribeFile(directory / name));
+  const auto write = [&]() -> absl::Status {
+    LEMO_RETURN_IF_ERROR(WriteTensors(contents, directory, &manifest));
+    LEMO_RETURN_IF_ERROR(WriteFileAtomic(directory / kStateName, contents.state_json));
+    LEMO_ASSIGN_OR_RETURN(manifest.files[kStateName], DescribeFile(directory / kStateName));
     return absl::OkStatus();
   };
-  for (const auto& [stem, tensors] : contents.tensors) {
-    const std::string name = absl::StrCat(stem, kTensorSuffix);
-    LEMO_RETURN_IF_ERROR(WriteSafetensors(directory / name, tensors, {}));
-    LEMO_RETURN_IF_ERROR(list(name));
+  absl::Status status = write();
+  // Of the others' parts too when this one failed: they would find their directory gone and name
+  // that as the fault.
+  for (int part = 1; part < contents.parts; ++part) {
+    const absl::StatusOr<Manifest> note = AwaitPart(part, directory, give_up);
+    status.Update(note.status());
+    if (!note.ok()) continue;
+    manifest.files.insert(note->files.begin(), note->files.end());
+    std::error_code ignored;  // one that stays is no file of the manifest
+    fs::remove(directory / NoteName(part), ignored);
   }
-  LEMO_RETURN_IF_ERROR(WriteFileAtomic(directory / kStateName, contents.state_json));
-  LEMO_RETURN_IF_ERROR(list(kStateName));
+  LEMO_RETURN_IF_ERROR(status);
   return WriteFileAtomic(directory / kManifestName, ManifestToJson(manifest));
 }
 
@@ -111,30 +163,64 @@ absl::Status WriteContents(const CheckpointContents& contents, const fs::path& d
 CheckpointStore::CheckpointStore(fs::path dir, RetentionOptions retention)
     : dir_(std::move(dir)), retention_(retention) {}
 
-absl::StatusOr<fs::path> CheckpointStore::Save(const CheckpointContents& contents) {
-  if (contents.step < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a checkpoint cannot have the step ", contents.step));
+const TensorView* LoadedCheckpoint::Find(const std::string& stem, const std::string& name) const {
+  for (auto file = files.lower_bound(stem); file != files.end(); ++file) {
+    absl::string_view rest = file->first;
+    if (!absl::ConsumePrefix(&rest, stem)) break;
+    if (!rest.empty() && rest.front() != '-') continue;
+    const auto found = file->second.tensors().find(name);
+    if (found != file->second.tensors().end()) return &found->second;
   }
-  for (const auto& [stem, tensors] : contents.tensors) LEMO_RETURN_IF_ERROR(CheckStem(stem));
+  return nullptr;
+}
+
+absl::StatusOr<AtomicDirectory> CheckpointStore::Begin(int64_t step) {
+  if (step < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("a checkpoint cannot have the step ", step));
+  }
   LEMO_RETURN_IF_ERROR(MakeDirectories(dir_));
   // First, because the room that leftovers take may be what this checkpoint needs.
   LEMO_RETURN_IF_ERROR(RemoveLeftovers());
+  return AtomicDirectory::Begin(dir_ / StepName(step));
+}
 
-  const fs::path target = dir_ / StepName(contents.step);
+absl::StatusOr<fs::path> CheckpointStore::Finish(AtomicDirectory directory,
+                                                 const CheckpointContents& contents,
+                                                 const std::function<bool()>& give_up) {
+  for (const auto& [stem, tensors] : contents.tensors) LEMO_RETURN_IF_ERROR(CheckStem(stem));
   {
-    LEMO_ASSIGN_OR_RETURN(AtomicDirectory directory, AtomicDirectory::Begin(target));
-    absl::Status status = WriteContents(contents, directory.path());
-    if (status.ok()) status = directory.Commit();
-    if (!status.ok()) {
-      return absl::Status(status.code(),
-                          absl::StrCat("cannot save the checkpoint of step ", contents.step, " (",
-                                       BytesWanted(contents), " bytes): ", status.message(),
-                                       "; the former checkpoints are as they were"));
-    }
+    // Gone, with what was written, before retention looks.
+    AtomicDirectory made = std::move(directory);
+    absl::Status status = WriteContents(contents, made.path(), give_up);
+    if (status.ok()) status = made.Commit();
+    if (!status.ok()) return CannotSave(contents, status);
   }
   ApplyRetention(contents.step);
-  return target;
+  return dir_ / StepName(contents.step);
+}
+
+absl::StatusOr<fs::path> CheckpointStore::Save(const CheckpointContents& contents) {
+  for (const auto& [stem, tensors] : contents.tensors) LEMO_RETURN_IF_ERROR(CheckStem(stem));
+  absl::StatusOr<AtomicDirectory> directory = Begin(contents.step);
+  if (!directory.ok()) return directory.status();
+  return Finish(*std::move(directory), contents, [] { return false; });
+}
+
+absl::Status CheckpointStore::WritePart(const CheckpointContents& contents) const {
+  const fs::path directory = AtomicDirectory::TemporaryPath(dir_ / StepName(contents.step));
+  const auto write = [&]() -> absl::Status {
+    for (const auto& [stem, tensors] : contents.tensors) LEMO_RETURN_IF_ERROR(CheckStem(stem));
+    Manifest note;
+    note.step = contents.step;
+    LEMO_RETURN_IF_ERROR(WriteTensors(contents, directory, &note));
+    return WriteFileAtomic(directory / NoteName(contents.part), ManifestToJson(note));
+  };
+  absl::Status status = write();
+  if (status.ok()) return status;
+  status = CannotSave(contents, status);
+  WriteFileAtomic(directory / FaultName(contents.part), std::string(status.message()))
+      .IgnoreError();
+  return status;
 }
 
 absl::Status CheckpointStore::RemoveLeftovers() {

@@ -52,7 +52,7 @@ int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config,
   };
   const int64_t query = slot(rows.attention, config.heads * config.head_dim, element_bytes);
   const int64_t key = slot(rows.attention, config.kv_heads * config.head_dim, element_bytes);
-  int64_t bytes = slot(rows.attention, config.hidden, element_bytes);
+  int64_t bytes = slot(rows.own_attention.value_or(rows.attention), config.hidden, element_bytes);
   if (policy.KeepsAttention()) bytes += query + slot(rows.attention, config.heads, statistic_bytes);
   if (policy.KeepsQkv()) bytes += query + 2 * key;
   if (rows.seen > 0) {
@@ -61,7 +61,7 @@ int64_t SavedBytes(const StoragePolicy& policy, const DecoderConfig& config,
   if (config.post_norm) {
     bytes += 2 * slot(rows.stream, config.hidden, element_bytes);
   } else if (policy.KeepsX2() || rows.separate) {
-    bytes += slot(rows.mlp, config.hidden, element_bytes);
+    bytes += slot(rows.own_mlp.value_or(rows.mlp), config.hidden, element_bytes);
   }
   if (policy.KeepsGateUp()) {
     const bool gated = config.mlp == DecoderConfig::Mlp::kSwiGlu;

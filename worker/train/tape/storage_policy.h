@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,9 @@ struct LayerRowCounts {
   int64_t seen = 0;
   // Rows of the stream; only post-norm layers keep something of all of them.
   int64_t stream = 0;
+  // Of attention's and the MLP's rows those that this rank has, where ranks share the rows of the
+  // stream; of what is read from it, no others are kept. Absent: all.
+  std::optional<int64_t> own_attention, own_mlp;
 };
 
 // Bytes that one layer keeps, with activations of `element_bytes` and softmax statistics of

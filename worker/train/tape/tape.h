@@ -19,6 +19,13 @@
 //
 // R and G share one buffer: backward never reads R (each layer kept or rebuilds what it needs), so
 // the objective turns R into G in place.
+//
+// Where the ranks of a tensor group share the rows (Decoder::shares_rows), a rank has its part of R
+// and G, of x and of x2, and normalises that. What the projections multiply is gathered from all
+// ranks, forward and again on the way down; what they add to the stream is a sum that is scattered
+// to the ranks. All else has the rows of all. When rows leave, those that stay and those that left
+// are dealt out anew: a rank has as many rows of the stream as any other, but for one, and as many
+// in all as at the beginning.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,12 +34,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "worker/train/memory/arena.h"
 #include "worker/train/model/attention.h"
 #include "worker/train/model/decoder.h"
+#include "worker/train/parallel/row_parts.h"
 #include "worker/train/tape/storage_policy.h"
+#include "worker/train/tape/sub_block_observer.h"
 #include "worker/train/tokens/row_space.h"
 #include "worker/train/tuner/tuner.h"
 
@@ -43,7 +53,8 @@ using BlocksKept = std::shared_ptr<const BlockMask>;
 
 // Chooses the rows of every sub-block while a forward pass goes on. The calls come in the order of
 // the layers, for each Stay, Attention, Mlp. `stream` [rows of space, H] is the stream as the
-// sub-block would read it; it must not be changed or kept.
+// sub-block would read it, this rank's rows of it where they are shared; it must not be changed or
+// kept.
 class RowSource {
  public:
   virtual ~RowSource() = default;
@@ -55,7 +66,7 @@ class RowSource {
   virtual BlocksKept Mlp(int64_t layer, const RowSpace& space, const at::Tensor& stream) = 0;
 };
 
-// How many rows a pass can have: what its buffers are sized for.
+// How many rows a pass can have, on all ranks that share them: what its buffers are sized for.
 struct RowBounds {
   int64_t stream = 0;
   std::vector<LayerRowCounts> layers;
@@ -75,8 +86,20 @@ class Tape {
   Tape(const Decoder& decoder, Trainables& trainables, TapeOptions options,
        const RowBounds& bounds);
 
+  // `observer` outlives the tape, or null. The objective's gradients come before the first layer of
+  // backward.
+  void SetObserver(SubBlockObserver* observer) { observer_ = observer; }
+
   // Makes the buffers large enough for a pass within `bounds`. Between passes only.
   void Reserve(const RowBounds& bounds);
+
+  // What layers keep from the next forward pass on, one policy a layer. Between passes only.
+  void SetPolicies(std::vector<StoragePolicy> policies) { options_.policies = std::move(policies); }
+  const std::vector<StoragePolicy>& policies() const { return options_.policies; }
+
+  // Lets go of what the last pass left (tokens, lists of rows, whatever an exception kept it from
+  // freeing) and, with `buffers`, of the buffers, which the next Reserve makes anew.
+  void Release(bool buffers);
 
   struct Options {
     int64_t dropout_seed = 0;
@@ -92,8 +115,8 @@ class Tape {
 
   // Embeds `tokens` (int64, one a row of `space`) and runs all layers on the rows that `source`
   // chooses (null: all). Returns the stream R [rows, H], a slice of the buffers that is valid until
-  // the next call; row i of it is row order()[i] of `space`. With `for_backward` keeps what
-  // backward needs.
+  // the next call; row i of it is row order()[i] of `space`. Of shared rows those of this rank.
+  // With `for_backward` keeps what backward needs. All ranks of a tensor group call.
   at::Tensor Forward(const at::Tensor& tokens, std::shared_ptr<const RowSpace> space,
                      RowSource* source, const Options& options, bool for_backward);
 
@@ -105,7 +128,8 @@ class Tape {
   // the head.
   void Backward(const at::Tensor& stream);
 
-  // After Forward with check_finite: "model.layers.3.mlp", or "" when all was finite.
+  // After Forward with check_finite: "model.layers.3.mlp", or "" when all was finite. For a rank
+  // that is alone.
   const std::string& first_bad() const { return first_bad_; }
 
   // Bytes of the arena (device) and of the host ring.
@@ -132,18 +156,35 @@ class Tape {
     std::shared_ptr<const RowSpace> space;
     BlocksKept attention, mlp;
     bool shared() const { return attention == mlp; }
-    std::shared_ptr<const RowSet> AttentionRows() const;
-    std::shared_ptr<const RowSet> MlpRows() const;
+  };
+  // The rows of one sub-block, and those of them that this rank has.
+  struct SubBlockRows {
+    std::shared_ptr<const RowSet> set;
+    RowParts parts;
+    std::optional<at::Tensor> own;  // int64 [parts.count()]: rows of its stream; nullopt for all
+  };
+  // Rows of the stream that lie in one place before a departure, and in another after it.
+  struct Move {
+    at::Tensor own;  // int64: rows of this rank's stream before
+    RowParts before, after;
   };
   // Rows that left the stream before `layer`.
   struct Departure {
     int64_t layer;
-    int64_t rows;           // of the stream before
-    at::Tensor stay, left;  // int64: rows of the stream before
+    int64_t rows;  // of this rank's stream before
+    Move stay, left;
   };
   // Trainables of one stage of one layer.
   std::vector<Trainable*>& ParametersOf(int64_t layer, Stage stage);
   bool NeedsGradientBelow(int64_t layer, Stage stage) const;
+
+  // Of the kept blocks of a space (null: of all), how the ranks have their rows, and where this
+  // rank's lie in its stream.
+  RowParts PartsOf(const RowSpace& space, const BlockMask* kept) const;
+  at::Tensor OwnRows(const RowSpace& space, const RowParts& parts, const at::Tensor& rows) const;
+  SubBlockRows RowsOf(const RowSpace& space, const BlockMask* kept) const;
+  // Rows of this rank's stream of a space.
+  int64_t StreamRows(const RowSpace& space) const { return decoder_.Rows(space.rows()).count(); }
 
   void Shrink(int64_t layer, const BlockMask& stay, const at::Tensor& stream);
   void Grow(const Departure& departure, const at::Tensor& stream) const;
@@ -153,10 +194,17 @@ class Tape {
   // Attention of a layer's own q, k, v, over the rows it sees.
   AttentionResult Attend(const LayerRows& rows, const RowSet& own, const Boundaries& values) const;
   void BackwardLayer(int64_t index, const at::Tensor& stream);
-  void BackwardMlp(int64_t index, const at::Tensor& stream, const RowSet& rows,
+  void BackwardMlp(int64_t index, const at::Tensor& stream, const SubBlockRows& rows,
                    const Boundaries& kept);
   void BackwardEmbedding(const at::Tensor& stream);
   StageContext Context(const RowSet& rows) const;
+
+  void Enter(int64_t layer, SubBlock part, bool backward) const {
+    if (observer_ != nullptr) observer_->Enter(layer, part, backward);
+  }
+  void Leave(int64_t layer, SubBlock part, bool backward) const {
+    if (observer_ != nullptr) observer_->Leave(layer, part, backward);
+  }
 
   const Decoder& decoder_;
   Trainables& trainables_;
@@ -169,12 +217,16 @@ class Tape {
   Stage horizon_stage_ = Stage::kQkv;
   Arena arena_;
   Arena host_;  // for offloaded layers
+  SubBlockObserver* observer_ = nullptr;
 
   // Of the micro-batch between Forward and Backward.
   at::Tensor tokens_, positions_;
   std::shared_ptr<const RowSpace> space_;  // of the stream as it is
   std::vector<LayerRows> rows_;
   std::vector<Departure> departures_;
+  // What order_ is made of: rows of all ranks' stream as it is, undefined while none has left, and
+  // of those that left those of this rank.
+  at::Tensor space_order_, left_order_;
   std::optional<at::Tensor> order_;
   bool keep_left_rows_ = true;
   bool kv_all_ = false;

@@ -58,4 +58,19 @@ int64_t CountRows(const BlockLayout& blocks, const BlockMask& kept) {
   return rows;
 }
 
+std::vector<int64_t> CountRows(const BlockLayout& blocks, const BlockMask& kept,
+                               std::span<const int64_t> bounds) {
+  std::vector<int64_t> counts(bounds.size() - 1, 0);
+  size_t part = 0;
+  for (int64_t n = 0; n < blocks.blocks(); ++n) {
+    for (int64_t row = blocks.starts[n]; row < blocks.starts[n + 1];) {
+      while (bounds[part + 1] <= row) ++part;
+      const int64_t end = std::min<int64_t>(blocks.starts[n + 1], bounds[part + 1]);
+      if (kept[n]) counts[part] += end - row;
+      row = end;
+    }
+  }
+  return counts;
+}
+
 }  // namespace lemo::train

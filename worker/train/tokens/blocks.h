@@ -35,5 +35,8 @@ BlockMask Others(const BlockMask& kept);
 // Rows of the kept blocks, in order.
 std::vector<int32_t> RowsOf(const BlockLayout& blocks, const BlockMask& kept);
 int64_t CountRows(const BlockLayout& blocks, const BlockMask& kept);
+// Of them those from each of `bounds` to the next: ascending, from 0 to the number of rows.
+std::vector<int64_t> CountRows(const BlockLayout& blocks, const BlockMask& kept,
+                               std::span<const int64_t> bounds);
 
 }  // namespace lemo::train

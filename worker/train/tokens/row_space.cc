@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "worker/train/model/rope.h"
@@ -32,6 +33,19 @@ RopeTables MakeRopeTables(const std::vector<int32_t>& positions,
   return {tables.cos.to(device), tables.sin.to(device)};
 }
 
+// What random draws know each row by: its place in the effective batch, or in the micro-batch.
+at::Tensor RowIds(const MicroBatch& batch, at::Device device) {
+  std::vector<int32_t> ids(batch.rows());
+  std::iota(ids.begin(), ids.end(), 0);
+  for (size_t d = 0; d < batch.document_places.size(); ++d) {
+    const int32_t first = batch.document_starts[d];
+    for (int32_t i = first; i < batch.document_starts[d + 1]; ++i) {
+      ids[i] = static_cast<int32_t>(batch.document_places[d]) + i - first;
+    }
+  }
+  return Integers(ids, at::kInt, device);
+}
+
 // Documents are runs of blocks.
 Segments SegmentsOf(const BlockLayout& blocks, at::Device device) {
   Segments segments;
@@ -57,7 +71,7 @@ std::shared_ptr<const RowSpace> RowSpace::Make(const MicroBatch& batch, const De
   space->positions_ = Integers(batch.positions, at::kLong, device);
   auto all = std::make_shared<RowSet>();
   all->count = batch.rows();
-  all->row_ids = at::arange(all->count, at::TensorOptions().dtype(at::kInt)).to(device);
+  all->row_ids = RowIds(batch, device);
   all->segments = SegmentsOf(space->blocks_, device);
   space->all_ = std::move(all);
   space->make_rope_ = [positions = batch.positions, starts = batch.document_starts, config, type,

@@ -20,7 +20,7 @@ namespace lemo::train {
 struct RowSet {
   std::optional<at::Tensor> indices;  // int64 [count], strictly ascending; nullopt for all rows
   int64_t count = 0;
-  at::Tensor row_ids;  // int32 [count]: numbers of the rows in the micro-batch
+  at::Tensor row_ids;  // int32 [count]: what random draws know the rows by (MicroBatch)
   RopeTables rope;     // [count, D / 2], by original position; undefined without rope
   Segments segments;   // documents, in kept rows
 };
@@ -35,7 +35,7 @@ class RowSpace {
 
   int64_t rows() const { return blocks_.rows(); }
   const BlockLayout& blocks() const { return blocks_; }
-  // int32 [rows]: numbers of the rows in the micro-batch.
+  // int32 [rows]: as in RowSet.
   const at::Tensor& row_ids() const { return all_->row_ids; }
   // int64 [rows]: positions in their documents.
   const at::Tensor& positions() const { return positions_; }

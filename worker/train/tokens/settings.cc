@@ -276,6 +276,19 @@ std::vector<double> TokenSettings::KeepAt(int64_t step, int64_t steps) const {
   return now;
 }
 
+std::vector<double> TokenSettings::Capped(std::vector<double> shares, double most) const {
+  const bool any = std::any_of(keep.begin(), keep.end(), [](double share) { return share < 1; });
+  for (size_t i = 0; i < shares.size(); ++i) {
+    if (!any || keep[i] < 1) shares[i] = std::min(shares[i], most);
+  }
+  return shares;
+}
+
+std::vector<double> TokenSettings::Raised(std::vector<double> shares, double least) const {
+  for (double& share : shares) share = std::max(share, least);
+  return shares;
+}
+
 bool TokenSettings::ContinuesGroup(int64_t layer) const {
   if (scope != Scope::kGroup || keep[layer] >= 1) return false;
   int64_t first = layer;

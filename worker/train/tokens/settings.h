@@ -42,6 +42,11 @@ struct TokenSettings {
   // Shares of the layers in step `step` (from 0) of `steps`: all rows while warming up and cooling
   // down, in between falling linearly to `keep`.
   std::vector<double> KeepAt(int64_t step, int64_t steps) const;
+  // `shares` (KeepAt) with none above `most` in the layers that `keep` makes sparse, or in any
+  // layer where it makes none.
+  std::vector<double> Capped(std::vector<double> shares, double most) const;
+  // `shares` with none below `least` in the layers that drop rows.
+  std::vector<double> Raised(std::vector<double> shares, double least) const;
   // Whether a row that one sub-block leaves out can take part in a later one.
   bool RowsComeBack() const { return scope == Scope::kLayer || scope == Scope::kGroup; }
   // Whether this layer's choice is that of the layer before it.

@@ -17,6 +17,7 @@ absl::StatusOr<Trainables> FullTuner::Attach(Decoder& decoder, uint64_t /*seed*/
         trainable.name = name;
         trainable.layer = layer;
         trainable.stage = stage;
+        trainable.shard = decoder.ShardOf(name);
         trainable.decay = slot.dim() > 1;
         // A copy: the loaded weights may be a read-only mapping of the file.
         trainable.master = slot.to(master_type, /*non_blocking=*/false, /*copy=*/true);

@@ -72,6 +72,11 @@ LoraModule ModuleOf(const lemo::v1::LoraSpec& spec, const std::string& name) {
   return module;
 }
 
+// Of the whole weight, whatever part of it is here.
+std::vector<int64_t> WeightShape(const Projection& projection, const Decoder& decoder) {
+  return WholeShape(projection.weight.sizes().vec(), decoder.ShardOf(projection.name + ".weight"));
+}
+
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
@@ -110,8 +115,9 @@ absl::Status CheckImport(Decoder& decoder, const lemo::v1::LoraSpec& spec,
         fault(name, absl::StrCat("is scaled by ", had.scale, ", this spec gives ", wanted.scale,
                                  ": one of the two uses rsLoRA"));
       }
-      const std::vector<int64_t> a = {wanted.rank, projection->weight.size(1)};
-      const std::vector<int64_t> b = {projection->weight.size(0), wanted.rank};
+      const std::vector<int64_t> weight = WeightShape(*projection, decoder);
+      const std::vector<int64_t> a = {wanted.rank, weight[1]};
+      const std::vector<int64_t> b = {weight[0], wanted.rank};
       const std::vector<int64_t>& had_a = import.tensors.at(LoraKey(name, "A")).shape;
       const std::vector<int64_t>& had_b = import.tensors.at(LoraKey(name, "B")).shape;
       if (had_a != a || had_b != b) {
@@ -125,13 +131,15 @@ absl::Status CheckImport(Decoder& decoder, const lemo::v1::LoraSpec& spec,
 }
 
 Projection::Branch MakeBranch(const at::Tensor& a, const at::Tensor& b, double scale,
-                              double dropout, int64_t stream) {
-  return [a, b, scale, dropout, stream](const at::Tensor& x, const StageContext& context,
-                                        const Output& output) {
+                              double dropout, int64_t stream, int64_t first_column) {
+  return [a, b, scale, dropout, stream, first_column](
+             const at::Tensor& x, const StageContext& context, const Output& output) {
     at::Tensor input = x;
     if (dropout > 0 && context.row_ids.defined()) {
-      input = kernels::Dropout(x, dropout, {.seed = context.dropout_seed, .stream = stream},
-                               context.row_ids);
+      input = kernels::Dropout(
+          x, dropout,
+          {.seed = context.dropout_seed, .stream = stream, .first_column = first_column},
+          context.row_ids);
     }
     // The scale goes where the tensor is small: [rows, rank].
     const at::Tensor low = LinearGraph(input, a, {}, Output::Compute()) * scale;
@@ -158,15 +166,20 @@ absl::StatusOr<Trainables> LoraTuner::Attach(Decoder& decoder, uint64_t seed) {
   const auto master_type = decoder.type == at::kDouble ? at::kDouble : at::kFloat;
   Trainables trainables;
 
-  const auto add = [&](const std::string& name, int64_t layer, Stage stage,
+  // `start` is the whole tensor, of which this rank takes its part.
+  const auto add = [&](const std::string& name, int64_t layer, Stage stage, const Shard& shard,
                        const at::Tensor& start) {
     Trainable trainable;
     trainable.name = name;
     trainable.layer = layer;
     trainable.stage = stage;
-    trainable.master = start.to(decoder.device, master_type);
+    trainable.shard = shard;
+    // A part is copied, or it would hold the whole one's memory.
+    const at::Tensor part =
+        shard.cut() ? NarrowToShard(start, shard).clone(at::MemoryFormat::Contiguous) : start;
+    trainable.master = part.to(decoder.device, master_type);
     if (const auto found = import.tensors.find(name); found != import.tensors.end()) {
-      trainable.master.copy_(AsTensor(found->second));
+      trainable.master.copy_(NarrowToShard(AsTensor(found->second), shard));
     }
     trainable.value =
         decoder.type == master_type ? trainable.master : trainable.master.to(decoder.type);
@@ -189,13 +202,18 @@ absl::StatusOr<Trainables> LoraTuner::Attach(Decoder& decoder, uint64_t seed) {
           : projection == &layer.q || projection == &layer.k || projection == &layer.v
               ? Stage::kQkv
               : Stage::kMlp;
-      const int64_t out = projection->weight.size(0), in = projection->weight.size(1);
+      const std::vector<int64_t> weight = WeightShape(*projection, decoder);
+      const int64_t out = weight[0], in = weight[1];
+      // A reads what the projection reads, B makes what it makes: they are cut where it is.
+      const Shard cut = decoder.ShardOf(name + ".weight");
+      const Shard cut_a = cut.dim == 1 ? cut : Shard{}, cut_b = cut.dim == 0 ? cut : Shard{};
       const std::string key_a = LoraKey(name, "A"), key_b = LoraKey(name, "B");
       const at::Tensor a = add(
-          key_a, i, stage,
+          key_a, i, stage, cut_a,
           UniformTensor({module.rank, in}, 1.0 / std::sqrt(static_cast<double>(in)), seed, key_a));
-      const at::Tensor b = add(key_b, i, stage, at::zeros({out, module.rank}, at::kFloat));
-      projection->branch = MakeBranch(a, b, module.scale, spec_.dropout(), stream);
+      const at::Tensor b = add(key_b, i, stage, cut_b, at::zeros({out, module.rank}, at::kFloat));
+      projection->branch =
+          MakeBranch(a, b, module.scale, spec_.dropout(), stream, /*first_column=*/cut_a.first);
       modules_.push_back(std::move(module));
     }
   }

@@ -8,6 +8,10 @@
 
 namespace lemo::train {
 
+std::vector<int64_t> WholeShape(const Trainable& trainable) {
+  return WholeShape(trainable.shape(), trainable.shard);
+}
+
 void RefreshValues(Trainables& trainables) {
   const at::NoGradGuard no_grad;
   for (Trainable& trainable : trainables) {
@@ -21,7 +25,9 @@ void ZeroGradients(Trainables& trainables) {
 
 int64_t CountParameters(const Trainables& trainables) {
   int64_t count = 0;
-  for (const Trainable& trainable : trainables) count += trainable.master.numel();
+  for (const Trainable& trainable : trainables) {
+    count += c10::multiply_integers(WholeShape(trainable));
+  }
   return count;
 }
 

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "lemo/v1/run_spec.pb.h"
 #include "worker/train/model/decoder.h"
+#include "worker/train/parallel/shards.h"
 
 namespace lemo::train {
 
@@ -28,14 +29,22 @@ struct Trainable {
   at::Tensor
       value;  // the leaf that the stages read, in the compute type; shares `master` if of one type
   at::Tensor grad;  // sum over the micro-batches of a step, like `master`
-  std::vector<int64_t> shape() const { return master.sizes().vec(); }
+  // Of a whole tensor (dim -1) each rank of a tensor group has a part of the gradient, which are
+  // added up before it is used; of a cut one the gradient is complete where it is, on each of the
+  // ranks that have copies of it.
+  Shard shard;
+  std::vector<int64_t> shape() const { return value.sizes().vec(); }
 };
 
 using Trainables = std::vector<Trainable>;
 
+// Of the tensor that the ranks of a tensor group have together.
+std::vector<int64_t> WholeShape(const Trainable& trainable);
+
 // Copies every master into its value, where they are not one tensor. Call after masters changed.
 void RefreshValues(Trainables& trainables);
 void ZeroGradients(Trainables& trainables);
+// Of the whole tensors.
 int64_t CountParameters(const Trainables& trainables);
 
 class Tuner {

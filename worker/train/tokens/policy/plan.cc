@@ -26,6 +26,11 @@ TokenPlan::TokenPlan(const TokenSettings& settings, TokenPolicy& policy, const D
   std::iota(block_ids_.begin(), block_ids_.end(), 0);
   for (size_t i = 0; i + 1 < layout_.documents.size(); ++i) {
     whole_blocks_.push_back(layout_.documents[i + 1] - layout_.documents[i]);
+    const int32_t first = layout_.starts[layout_.documents[i]];
+    const int64_t place = batch_.document_places.empty() ? first : batch_.document_places[i];
+    for (int32_t n = layout_.documents[i]; n < layout_.documents[i + 1]; ++n) {
+      block_places_.push_back(static_cast<uint64_t>(place + layout_.starts[n] - first));
+    }
   }
   if (settings_.keep_labels) always_ = LabelBlocks(layout_, batch_.labelled);
 }
@@ -39,24 +44,52 @@ BlocksKept TokenPlan::Choose(const RowSpace& space, const at::Tensor& stream, in
     options.use_threshold = true;
     options.threshold = settings_.threshold[layer];
   }
-  const std::vector<float> scores = policy_.Scores(
-      {.space = space,
-       .stream = stream,
-       .tokens = batch_.tokens,
-       .layer = layer,
-       .end_layer = end_layer,
-       .sub_block = sub_block,
-       .draw = MixKeys(batch_.draw, static_cast<uint64_t>(layer), static_cast<uint64_t>(sub_block)),
-       .block_ids = block_ids_,
-       .document_rows = batch_.document_rows,
-       .whole = &whole_,
-       .labels = batch_.labels});
-  BlockChoice choice = SelectBlocks(scores, space.blocks(), always_, options, whole_blocks_);
-  bad_blocks_ += choice.bad_blocks;
+  BlockMask kept;
+  if (Chooses()) {
+    const std::vector<float> scores =
+        policy_.Scores({.space = space,
+                        .stream = stream,
+                        .tokens = batch_.tokens,
+                        .layer = layer,
+                        .end_layer = end_layer,
+                        .sub_block = sub_block,
+                        .draw = MixKeys(batch_.draw, static_cast<uint64_t>(layer),
+                                        static_cast<uint64_t>(sub_block)),
+                        .block_ids = block_ids_,
+                        .block_places = block_places_,
+                        .document_rows = batch_.document_rows,
+                        .whole = &whole_,
+                        .labels = batch_.labels});
+    BlockChoice choice = SelectBlocks(scores, space.blocks(), always_, options, whole_blocks_);
+    bad_blocks_ += choice.bad_blocks;
+    kept = std::move(choice.kept);
+  }
+  if (decoder_.tensor != nullptr) kept = Broadcast(std::move(kept), space.blocks().blocks());
   seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   // A choice of everything is no choice: the dense path needs no row lists.
-  if (std::find(choice.kept.begin(), choice.kept.end(), 0) == choice.kept.end()) return nullptr;
-  return std::make_shared<const BlockMask>(std::move(choice.kept));
+  if (std::find(kept.begin(), kept.end(), 0) == kept.end()) return nullptr;
+  return std::make_shared<const BlockMask>(std::move(kept));
+}
+
+// Ranks that compute one model must agree on its rows. Their streams are equal to the bit, but
+// scores need not be made alike for that to hold.
+bool TokenPlan::Chooses() const {
+  return decoder_.tensor == nullptr || decoder_.tensor->rank() == 0;
+}
+
+at::Tensor TokenPlan::Seen(const RowSpace& space, const at::Tensor& stream) const {
+  return policy_.ReadsStream() ? decoder_.Rows(space.rows()).Gather(stream) : stream;
+}
+
+BlockMask TokenPlan::Broadcast(BlockMask kept, int64_t blocks) const {
+  kept.resize(blocks);
+  const at::Tensor mask =
+      at::from_blob(kept.data(), {blocks}, at::kByte).to(decoder_.device, at::kByte, false, true);
+  decoder_.tensor->Broadcast(mask, 0).Wait();
+  const at::Tensor host = mask.cpu();
+  const uint8_t* bits = host.const_data_ptr<uint8_t>();
+  kept.assign(bits, bits + blocks);
+  return kept;
 }
 
 void TokenPlan::KeepInStream(const BlockMask& kept) {
@@ -64,10 +97,12 @@ void TokenPlan::KeepInStream(const BlockMask& kept) {
   for (size_t n = 0; n < kept.size(); ++n) {
     if (!kept[n]) continue;
     block_ids_[next] = block_ids_[n];
+    block_places_[next] = block_places_[n];
     if (!always_.empty()) always_[next] = always_[n];
     ++next;
   }
   block_ids_.resize(next);
+  block_places_.resize(next);
   if (!always_.empty()) always_.resize(next);
 }
 
@@ -77,7 +112,8 @@ BlocksKept TokenPlan::Enter(const RowSpace& space) {
   at::Tensor embedded;
   if (policy_.ReadsStream()) {
     embedded = at::empty({space.rows(), decoder_.config.hidden}, decoder_.embedding.options());
-    Embed(decoder_, batch_.tokens, space.positions(), embedded);
+    Embed(decoder_, batch_.tokens, space.positions(),
+          RowParts::Everywhere(decoder_.tensor, space.rows()), embedded);
   }
   BlocksKept kept = Choose(space, embedded, 0, static_cast<int64_t>(batch_.keep.size()),
                            ScoreRequest::SubBlock::kAttention, keep);
@@ -88,8 +124,9 @@ BlocksKept TokenPlan::Enter(const RowSpace& space) {
 BlocksKept TokenPlan::Stay(int64_t layer, const RowSpace& space, const at::Tensor& stream) {
   const double keep = batch_.keep[layer];
   if (settings_.scope != Scope::kNested || keep >= share_) return nullptr;
-  BlocksKept kept = Choose(space, stream, layer, static_cast<int64_t>(batch_.keep.size()),
-                           ScoreRequest::SubBlock::kAttention, keep);
+  BlocksKept kept =
+      Choose(space, Seen(space, stream), layer, static_cast<int64_t>(batch_.keep.size()),
+             ScoreRequest::SubBlock::kAttention, keep);
   share_ = keep;
   if (kept) KeepInStream(*kept);
   return kept;
@@ -102,8 +139,8 @@ BlocksKept TokenPlan::Attention(int64_t layer, const RowSpace& space, const at::
   } else if (!settings_.ContinuesGroup(layer)) {
     int64_t end = layer + 1;
     while (end < static_cast<int64_t>(batch_.keep.size()) && settings_.ContinuesGroup(end)) ++end;
-    attention_ =
-        Choose(space, stream, layer, end, ScoreRequest::SubBlock::kAttention, batch_.keep[layer]);
+    attention_ = Choose(space, Seen(space, stream), layer, end, ScoreRequest::SubBlock::kAttention,
+                        batch_.keep[layer]);
   }
   Record(attention_, &attention_masks_[layer]);
   return attention_;
@@ -113,8 +150,8 @@ BlocksKept TokenPlan::Mlp(int64_t layer, const RowSpace& space, const at::Tensor
   BlocksKept kept = attention_;
   if (batch_.keep[layer] < 1 && settings_.mlp == MlpRows::kAll) kept = nullptr;
   if (batch_.keep[layer] < 1 && settings_.mlp == MlpRows::kOwn) {
-    kept =
-        Choose(space, stream, layer, layer + 1, ScoreRequest::SubBlock::kMlp, batch_.keep[layer]);
+    kept = Choose(space, Seen(space, stream), layer, layer + 1, ScoreRequest::SubBlock::kMlp,
+                  batch_.keep[layer]);
   }
   Record(kept, &mlp_masks_[layer]);
   return kept;
@@ -200,6 +237,30 @@ lemo::v1::SelectionEvent TokenPlan::Selection() const {
     event.add_mlp(same ? "" : std::string(mlp_masks_[i].begin(), mlp_masks_[i].end()));
   }
   return event;
+}
+
+std::vector<double> SparsityCounts::Numbers(int64_t layers) const {
+  std::vector<double> numbers(2 * layers, 0.0);
+  for (size_t i = 0; i < attention.size(); ++i) {
+    numbers[2 * i] = static_cast<double>(attention[i]);
+    numbers[2 * i + 1] = static_cast<double>(mlp[i]);
+  }
+  numbers.insert(numbers.end(), {static_cast<double>(rows), static_cast<double>(never),
+                                 static_cast<double>(bad_blocks)});
+  return numbers;
+}
+
+void SparsityCounts::SetNumbers(const std::vector<double>& numbers) {
+  const size_t layers = numbers.size() / 2 - 1;
+  attention.resize(layers);
+  mlp.resize(layers);
+  for (size_t i = 0; i < layers; ++i) {
+    attention[i] = static_cast<int64_t>(numbers[2 * i]);
+    mlp[i] = static_cast<int64_t>(numbers[2 * i + 1]);
+  }
+  rows = static_cast<int64_t>(numbers[2 * layers]);
+  never = static_cast<int64_t>(numbers[2 * layers + 1]);
+  bad_blocks = static_cast<int64_t>(numbers[2 * layers + 2]);
 }
 
 lemo::v1::TokenSparsity SparsityCounts::Shares(int64_t labelled, int64_t labelled_kept) const {

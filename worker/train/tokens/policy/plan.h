@@ -1,4 +1,6 @@
 // The choices of rows of one micro-batch: what the tape asks while it runs forward.
+//
+// In a tensor group rank 0 chooses for all ranks; bad blocks are counted there alone.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +16,12 @@ namespace lemo::train {
 class TokenPlan final : public RowSource {
  public:
   struct Batch {
-    std::vector<double> keep;                // shares of the layers in this step
-    std::vector<uint8_t> labelled;           // one entry a row of the micro-batch
-    std::span<const int64_t> document_rows;  // as MicroBatch has them
-    at::Tensor tokens;                       // int64 [rows]
-    at::Tensor labels;                       // int64 [rows], -100 for none
-    uint64_t draw = 0;                       // differs between micro-batches and steps
+    std::vector<double> keep;                                 // shares of the layers in this step
+    std::vector<uint8_t> labelled;                            // one entry a row of the micro-batch
+    std::span<const int64_t> document_rows, document_places;  // as MicroBatch has them
+    at::Tensor tokens;                                        // int64 [rows]
+    at::Tensor labels;                                        // int64 [rows], -100 for none
+    uint64_t draw = 0;                                        // differs between steps
   };
 
   // `settings`, `policy`, `decoder`, `space` and the views of `batch` outlive the plan. `space` has
@@ -49,6 +51,11 @@ class TokenPlan final : public RowSource {
  private:
   BlocksKept Choose(const RowSpace& space, const at::Tensor& stream, int64_t layer,
                     int64_t end_layer, ScoreRequest::SubBlock sub_block, double keep);
+  bool Chooses() const;
+  // The stream as the policy reads it: the rows of all ranks that share them.
+  at::Tensor Seen(const RowSpace& space, const at::Tensor& stream) const;
+  // Rank 0's choice, of this many blocks.
+  BlockMask Broadcast(BlockMask kept, int64_t blocks) const;
   void Record(const BlocksKept& kept, BlockMask* mask) const;
   void KeepInStream(const BlockMask& kept);
 
@@ -61,6 +68,7 @@ class TokenPlan final : public RowSource {
   // Of the stream as it is: the micro-batch's number of every block, and which are mandatory
   // whatever their place.
   std::vector<int32_t> block_ids_;
+  std::vector<uint64_t> block_places_;
   std::vector<int64_t> whole_blocks_;  // of every document; none of them ever leaves as a whole
   BlockMask always_;
   double share_ = 1;      // of the documents' blocks that are in the stream
@@ -77,6 +85,10 @@ struct SparsityCounts {
   int64_t never = 0;
   int64_t bad_blocks = 0;
   double seconds = 0;
+
+  // All counts as numbers, for `layers` layers, to be added over ranks.
+  std::vector<double> Numbers(int64_t layers) const;
+  void SetNumbers(const std::vector<double>& numbers);
 
   lemo::v1::TokenSparsity Shares(int64_t labelled, int64_t labelled_kept) const;
 };

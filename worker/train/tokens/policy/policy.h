@@ -34,6 +34,8 @@ struct ScoreRequest {
   uint64_t draw = 0;
   // The micro-batch's number of every block of the space.
   std::span<const int32_t> block_ids;
+  // What random draws know each of those by: the place of its first row in the effective batch.
+  std::span<const uint64_t> block_places;
   // Rows of the training data that the documents of the micro-batch are; empty in evaluation.
   std::span<const int64_t> document_rows;
   // All rows of the micro-batch, and their labels (int64, -100 for none).

@@ -29,7 +29,7 @@ class PredictorPolicy final : public TokenPolicy {
       heads_.try_emplace(name, head->second, shape, AttentionNormOf(decoder, layer), decoder.type,
                          decoder.device);
     };
-    for (const std::string& name : PredictorUseOf(settings, decoder.config).heads) {
+    for (const std::string& name : PredictorUseOf(settings, decoder.whole_config()).heads) {
       if (name == kStackHead) add(name, 0);
     }
     for (int64_t i = 0; i < decoder.config.layers; ++i) {
@@ -122,9 +122,9 @@ std::unique_ptr<TokenPolicy> MakePredictorPolicy(const TokenSettings& settings,
 absl::StatusOr<std::unique_ptr<TokenPolicy>> MakePredictorPolicy(const TokenSettings& settings,
                                                                  const Decoder& decoder) {
   const absl::StatusOr<Predictor> predictor = ReadPredictor(settings.spec.predictor());
-  const absl::Status status = predictor.ok()
-                                  ? CheckFits(*predictor, PredictorUseOf(settings, decoder.config))
-                                  : predictor.status();
+  const absl::Status status =
+      predictor.ok() ? CheckFits(*predictor, PredictorUseOf(settings, decoder.whole_config()))
+                     : predictor.status();
   if (!status.ok()) {
     return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
   }

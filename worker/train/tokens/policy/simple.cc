@@ -8,15 +8,15 @@
 namespace lemo::train {
 namespace {
 
-// Every block the same chance. Depends on the choice and the block's place in the micro-batch
-// alone.
+// Every block the same chance. Depends on the choice and the block's place in the effective batch
+// alone, not on how that is divided.
 class RandomPolicy final : public TokenPolicy {
  public:
   std::vector<float> Scores(const ScoreRequest& request) override {
     std::vector<float> scores;
-    for (const int32_t block : request.block_ids) {
+    for (const uint64_t place : request.block_places) {
       // The upper 24 bits, as many as a float holds.
-      const uint64_t bits = MixKeys(request.draw, static_cast<uint64_t>(block), 0) >> 40;
+      const uint64_t bits = MixKeys(request.draw, place, 0) >> 40;
       scores.push_back(static_cast<float>(bits));
     }
     return scores;

@@ -54,7 +54,7 @@ std::vector<float> TablePolicy::BaseScores(const at::Tensor& tokens, const at::T
   const at::NoGradGuard no_grad;
   const at::Tensor stream =
       at::empty({tokens.size(0), base_.config.hidden}, base_.embedding.options());
-  Embed(base_, tokens, space.positions(), stream);
+  Embed(base_, tokens, space.positions(), base_.Rows(space.rows()), stream);
   const std::string& score = spec_.table_score();
   if (score.empty() || score == "attention") {
     return OnHost(

@@ -50,7 +50,7 @@ Learner::Learner(const std::string& name, std::vector<at::Tensor*> matrices, at:
     trainables_.push_back(std::move(trainable));
     *matrices_[i] = trainables_[i].master.detach().requires_grad_(true);
   }
-  optimizer_ = std::make_unique<AdamW>(trainables_, options);
+  optimizer_ = std::make_unique<AdamW>(PiecesOf(trainables_), options);
 }
 
 void Learner::Backward(const at::Tensor& loss, double weight) {
@@ -79,8 +79,9 @@ void Learner::Keep(size_t matrix, int64_t dimension, const at::Tensor& indices) 
   trainable.master = part(trainable.master);
   trainable.value = trainable.master;
   trainable.grad = at::zeros_like(trainable.master);
-  optimizer_->ReplaceMoments(matrix, part(optimizer_->first_moments()[matrix]),
-                             part(optimizer_->second_moments()[matrix]));
+  optimizer_->Replace(matrix, {trainable.master, trainable.grad, trainable.decay},
+                      part(optimizer_->first_moments()[matrix]),
+                      part(optimizer_->second_moments()[matrix]));
   *matrices_[matrix] = trainable.master.detach().requires_grad_(true);
 }
 

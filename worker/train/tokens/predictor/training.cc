@@ -118,7 +118,8 @@ class PredictorTraining::Pass final : public ScoreVisitor {
     const Decoder& decoder = training_.decoder_;
     const at::Tensor stream =
         at::empty({sequences_.space->rows(), decoder.config.hidden}, decoder.embedding.options());
-    Embed(decoder, sequences_.tokens, sequences_.space->positions(), stream);
+    Embed(decoder, sequences_.tokens, sequences_.space->positions(), decoder.Rows(stream.size(0)),
+          stream);
     ScorePass(decoder, *sequences_.space->all(),
               {.end_layer = decoder.config.layers, .finish_last_layer = training_.options_.mlp},
               stream, *this);

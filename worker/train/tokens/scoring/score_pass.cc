@@ -63,7 +63,7 @@ void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOption
       qkv = {};
       Add(stream, OutputStage(layer, result.o, {}, Output::Compute()));
     }
-    if (decoder.config.post_norm) normed.copy_(AttentionPostNorm(decoder, layer, stream));
+    if (decoder.config.post_norm) normed.copy_(AttentionNorm(decoder, layer, stream));
     visitor.Mlp(i, stream);
     for (int64_t first = 0; first < rows.count; first += tile_rows) {
       const at::Tensor x2 = stream.narrow(0, first, std::min(tile_rows, rows.count - first));
@@ -71,7 +71,7 @@ void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOption
       visitor.MlpTile(i, first, x2, delta);
       Add(x2, delta);
     }
-    if (decoder.config.post_norm) normed.copy_(MlpPostNorm(decoder, layer, stream));
+    if (decoder.config.post_norm) normed.copy_(MlpNorm(decoder, layer, stream));
   }
 }
 
