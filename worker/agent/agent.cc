@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/shared_files.h"
 #include "common/status_macros.h"
 #include "worker/agent/uplink.h"
 
@@ -40,6 +41,10 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options, Watch
   LEMO_ASSIGN_OR_RETURN(Home home, Home::Open(options.directory));
   std::unique_ptr<Agent> agent(new Agent(std::move(options), std::move(home), watchdog, metrics));
   agent->Recover();
+  if (!agent->options_.listen.empty()) {
+    LEMO_ASSIGN_OR_RETURN(agent->node_server_,
+                          NodeServer::Start(agent->options_.listen, &agent->parts_));
+  }
   return agent;
 }
 
@@ -48,7 +53,8 @@ Agent::Agent(AgentOptions options, Home home, Watchdog* watchdog, Metrics* metri
       home_(std::move(home)),
       watchdog_(watchdog),
       metrics_(metrics),
-      devices_(ListDevices(options_.cpu_devices, options_.cuda, HostMemoryBytes())),
+      devices_(ListDevices(options_.cpu_devices, options_.cuda,
+                           options_.memory_bytes > 0 ? options_.memory_bytes : HostMemoryBytes())),
       host_memory_bytes_(HostMemoryBytes()),
       channel_(Dial(options_.coordinator)),
       stub_(lemo::v1::WorkerService::NewStub(channel_)),
@@ -61,8 +67,26 @@ Agent::Agent(AgentOptions options, Home home, Watchdog* watchdog, Metrics* metri
 Agent::~Agent() = default;
 
 AttemptContext Agent::Context() {
-  return {&options_,   &devices_, &cache_,   &models_, stub_.get(),
-          jobs_.get(), &waker_,   watchdog_, metrics_};
+  return {&options_, &devices_, &cache_,  &models_, stub_.get(),   jobs_.get(),
+          &waker_,   watchdog_, metrics_, &parts_,  home_.worker()};
+}
+
+lemo::v1::NodeEndpoint Agent::Endpoint() const {
+  lemo::v1::NodeEndpoint endpoint;
+  if (node_server_ == nullptr) return endpoint;
+  const std::string& said = options_.address.empty() ? options_.listen : options_.address;
+  // A port of its own counts; that of --listen may be 0.
+  const size_t colon = said.rfind(':');
+  const bool has_port = !options_.address.empty() && colon != std::string::npos &&
+                        said.find(']', colon) == std::string::npos;
+  endpoint.set_address(has_port
+                           ? said
+                           : absl::StrCat(options_.address.empty() ? said.substr(0, colon) : said,
+                                          ":", node_server_->port()));
+  endpoint.set_interfaces(options_.mpi_interfaces);
+  endpoint.set_first_port(options_.mpi_first_port);
+  endpoint.set_last_port(options_.mpi_last_port);
+  return endpoint;
 }
 
 void Agent::Recover() {
@@ -84,6 +108,7 @@ void Agent::Recover() {
   }
   // No rank reads from the cache now.
   cache_.RemoveUnused(kFileAge);
+  SweepBases();
 }
 
 void Agent::Drain() {
@@ -143,6 +168,7 @@ void Agent::Connect() {
   hello.set_host(options_.host);
   hello.set_version(options_.version);
   hello.set_host_memory_bytes(host_memory_bytes_);
+  if (node_server_ != nullptr) *hello.mutable_endpoint() = Endpoint();
   for (const LocalDevice& device : devices_) *hello.add_devices() = device.info;
   // Looked for anew each time, so that a new model is known after a short break of the stream.
   for (std::string& path : FindModels(options_.model_roots)) {
@@ -251,6 +277,11 @@ void Agent::On(const CoordinatorMessage& message, Instant now) {
         attempt->outbox().Acknowledged(message.acknowledged().through_sequence());
       }
       break;
+    case CoordinatorMessage::kBudget:
+      if (Attempt* attempt = Find(message.budget().id()); attempt != nullptr) {
+        attempt->SetBudget(message.budget().bytes());
+      }
+      break;
     case CoordinatorMessage::kForgotten:
       if (Attempt* attempt = Find(message.forgotten().id()); attempt != nullptr) {
         attempt->Forget();
@@ -348,6 +379,7 @@ Instant Agent::AdvanceAttempts(Instant now) {
       attempt.Clean();
       entry = attempts_.erase(entry);
       sweep_due_ = std::min(sweep_due_, now + std::chrono::seconds(1));
+      SweepBases();
       continue;
     }
     if (welcomed_) next = std::min(next, attempt.outbox().Report(*session_, now));
@@ -365,6 +397,10 @@ Instant Agent::AdvanceAttempts(Instant now) {
   return next;
 }
 
+void Agent::SweepBases() {
+  bases_bytes_ = RemoveUnusedSharedFiles(options_.bases, options_.idle_bases_bytes);
+}
+
 // Directories of jobs that are not here now stay until their jobs have ended.
 Instant Agent::Sweep(Instant now) {
   for (const std::string& job : sweeper_.TakeEnded()) {
@@ -376,6 +412,7 @@ Instant Agent::Sweep(Instant now) {
   if (!welcomed_) return kNever;
   if (now < sweep_due_) return sweep_due_;
   sweep_due_ = now + kSweepPause;
+  SweepBases();
   std::vector<std::string> jobs;
   std::error_code error;
   for (fs::directory_iterator entry(home_.jobs(), error), end; !error && entry != end;
@@ -398,6 +435,7 @@ void Agent::PublishStatus() {
   }
   for (const LocalDevice& device : devices_) status.devices.push_back(device.info);
   status.host_memory_bytes = host_memory_bytes_;
+  status.bases_bytes = bases_bytes_;
   for (const auto& [job, attempt] : attempts_) status.attempts.push_back(attempt->Status());
   metrics_->Publish(std::move(status));
 }

@@ -7,6 +7,7 @@
 //    queues;
 //  - of an attempt that fetches files or hands over its result, one that blocks in those calls;
 //  - one that asks, now and then, which jobs have ended;
+//  - of each call of another agent (NodeServer) one or two, which wait for the loop;
 //  - gRPC's own.
 // They give their results to the loop through mutexes or atomic flags and wake it by an eventfd.
 #pragma once
@@ -28,6 +29,7 @@
 #include "worker/agent/lease.h"
 #include "worker/agent/metrics.h"
 #include "worker/agent/model_cache.h"
+#include "worker/agent/node_server.h"
 #include "worker/agent/options.h"
 #include "worker/agent/session.h"
 #include "worker/agent/waker.h"
@@ -38,7 +40,8 @@ namespace lemo::agent {
 class Agent {
  public:
   // Takes the directory, lists devices and models, and ends what an earlier agent left running,
-  // which can take up to 20 s. FailedPrecondition when another agent has the directory.
+  // which can take up to 20 s. FailedPrecondition when another agent has the directory,
+  // InvalidArgument when `options.listen` cannot be had.
   // `watchdog` and `metrics` may be null, or must outlive the agent.
   static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options, Watchdog* watchdog,
                                                        Metrics* metrics = nullptr);
@@ -60,6 +63,8 @@ class Agent {
  private:
   Agent(AgentOptions options, Home home, Watchdog* watchdog, Metrics* metrics);
   AttemptContext Context();
+  // How other agents reach this one; empty when they do not.
+  lemo::v1::NodeEndpoint Endpoint() const;
 
   void Recover();
   Instant PumpSession(Instant now);
@@ -71,6 +76,8 @@ class Agent {
   Instant KeepLease(Instant now);
   Instant AdvanceAttempts(Instant now);
   Instant Sweep(Instant now);
+  // Removes shared weights that no rank maps.
+  void SweepBases();
   bool DrainIsOver(Instant now);
   void PublishStatus();
   void Wait(Instant until);
@@ -92,6 +99,7 @@ class Agent {
   ModelCache models_;
   JobSweeper sweeper_;
   Instant sweep_due_{};
+  int64_t bases_bytes_ = 0;  // when they were looked at last
 
   std::unique_ptr<Session> session_;
   bool welcomed_ = false;
@@ -108,9 +116,11 @@ class Agent {
   bool drain_sent_ = false;
   Instant drain_until_ = kNever;
 
+  GangParts parts_;
   std::map<std::string, std::unique_ptr<Attempt>> attempts_;  // by job
   // Assignments that wait until the former attempt of the job has gone.
   std::map<std::string, lemo::v1::Assignment> next_;
+  std::unique_ptr<NodeServer> node_server_;  // null: this worker takes no part in gangs of several
 };
 
 }  // namespace lemo::agent

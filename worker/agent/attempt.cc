@@ -14,6 +14,7 @@
 #include "common/files.h"
 #include "common/message_json.h"
 #include "common/status_macros.h"
+#include "worker/agent/daemon_call.h"
 #include "worker/agent/gang_command.h"
 #include "worker/agent/process_info.h"
 #include "worker/agent/rank_runner.h"
@@ -28,6 +29,10 @@ using lemo::v1::AttemptEnded;
 constexpr int64_t kLogTailBytes = 4 << 10;
 constexpr auto kLimitsPause = std::chrono::seconds(2);
 constexpr auto kLimitsSlack = std::chrono::milliseconds(20);
+// How long the ranks of an agent that died may take for their checkpoint: of one node; and of
+// several, where all is to be over in ten seconds.
+constexpr auto kOrphansOfOne = std::chrono::seconds(20);
+constexpr auto kOrphansOfSeveral = std::chrono::seconds(6);
 constexpr auto kSweepPause = std::chrono::milliseconds(10);
 // At most so many reads of the event pipe in one turn of the loop, so that one job's flood does not
 // starve the lease.
@@ -59,7 +64,7 @@ bool IsFinal(const AttemptEnded& ended) {
 
 std::vector<LogTail> LogsOf(const AttemptJournal& journal, const AttemptRecord& record) {
   std::vector<LogTail> logs;
-  for (int rank = 0; rank < record.ranks; ++rank) {
+  for (int rank = record.first_rank; rank < record.first_rank + record.ranks; ++rank) {
     logs.emplace_back(journal.log(rank), rank, record.id.attempt());
   }
   return logs;
@@ -83,7 +88,12 @@ absl::StatusOr<std::unique_ptr<Attempt>> Attempt::Accept(const AttemptContext& c
   LEMO_RETURN_IF_ERROR(MakeDirectories(directory));
   AttemptRecord record;
   record.id = assignment.id();
-  record.ranks = std::clamp(assignment.ranks(), 1, kRanksMax);
+  record.ranks = std::clamp(assignment.devices_size(), 1, kRanksMax);
+  record.gang_ranks = std::clamp(assignment.ranks(), 1, kRanksMax);
+  for (const lemo::v1::AssignedNode& node : assignment.nodes()) {
+    if (node.worker() == context.worker) break;
+    record.first_rank += node.ranks();
+  }
   record.boot_id = BootId();
   record.start_unix_seconds = UnixSeconds();
   LEMO_RETURN_IF_ERROR(journal.Write(record));
@@ -91,6 +101,12 @@ absl::StatusOr<std::unique_ptr<Attempt>> Attempt::Accept(const AttemptContext& c
   std::unique_ptr<Attempt> attempt(
       new Attempt(context, std::move(record), std::move(journal), std::move(spool)));
   attempt->assignment_ = assignment;
+  if (attempt->over_several() && assignment.nodes(0).worker() != context.worker) {
+    const AttemptRecord& here = attempt->record_;
+    attempt->part_ = std::make_shared<GangPart>(assignment.gang_token(), attempt->journal_,
+                                                here.first_rank, here.ranks, context.waker);
+    context.parts->Add(assignment.id(), attempt->part_);
+  }
   attempt->StartFetching();
   return attempt;
 }
@@ -100,6 +116,7 @@ absl::StatusOr<std::unique_ptr<Attempt>> Attempt::Recover(const AttemptContext& 
                                                           BootClock::duration patience) {
   LEMO_ASSIGN_OR_RETURN(AttemptRecord record, AttemptJournal::Read(directory));
   if (record.leader > 0) EndLeftover(record.leader, record.start_ticks, patience);
+  RemoveScratch(directory);
   AttemptJournal journal(directory, record.id.attempt());
   std::error_code error;
   const auto last_write = fs::last_write_time(journal.spool(), error);
@@ -119,7 +136,8 @@ absl::StatusOr<std::unique_ptr<Attempt>> Attempt::Recover(const AttemptContext& 
     attempt->StartHandingOver();
   } else {
     AttemptEnded fault = Failed(SystemError("the agent was restarted"));
-    fault.mutable_failure()->set_log_tail(LastBytes(attempt->journal_.log(0), kLogTailBytes));
+    fault.mutable_failure()->set_log_tail(
+        LastBytes(attempt->journal_.log(attempt->record_.first_rank), kLogTailBytes));
     attempt->End(std::move(fault));
   }
   return attempt;
@@ -133,6 +151,7 @@ Attempt::Attempt(const AttemptContext& context, AttemptRecord record, AttemptJou
       outbox_(record_.id, std::move(spool), LogsOf(journal_, record_)) {}
 
 Attempt::~Attempt() {
+  if (part_ != nullptr) context_.parts->Remove(record_.id);
   DropGang();
   if (transfer_ != nullptr) {
     transfer_->canceller.Cancel();
@@ -154,21 +173,29 @@ AttemptStatus Attempt::Status() const {
     status.bad_blocks = bad_blocks_;
     status.checkpoint = last_checkpoint_;
   } else if (!ended()) {
-    status.state =
-        handing_over_ ? AttemptStatus::State::kHandingOver : AttemptStatus::State::kFetching;
+    status.state = Does(Work::kHandingOver) ? AttemptStatus::State::kHandingOver
+                                            : AttemptStatus::State::kFetching;
   }
   return status;
 }
 
-void Attempt::StartFetching() {
+template <typename Do>
+void Attempt::StartTransfer(Work work, Do what) {
   transfer_ = std::make_unique<Transfer>();
-  Transfer* transfer = transfer_.get();
-  const std::vector<lemo::v1::InputFile> files(assignment_.files().begin(),
-                                               assignment_.files().end());
-  transfer->thread = std::thread([transfer, files, assignment = assignment_, cache = context_.cache,
+  transfer_->work = work;
+  transfer_->thread =
+      std::thread([transfer = transfer_.get(), what = std::move(what), waker = context_.waker] {
+        what(transfer);
+        transfer->done = true;
+        waker->Wake();
+      });
+}
+
+void Attempt::StartFetching() {
+  StartTransfer(Work::kFetching, [assignment = assignment_, cache = context_.cache,
                                   models = context_.models, jobs = context_.jobs,
-                                  out = journal_.out(), waker = context_.waker] {
-    for (const lemo::v1::InputFile& file : files) {
+                                  out = journal_.out(), leads = leads()](Transfer* transfer) {
+    for (const lemo::v1::InputFile& file : assignment.files()) {
       absl::StatusOr<fs::path> path = cache->Fetch(file, &transfer->canceller);
       if (!path.ok()) {
         transfer->status = path.status();
@@ -182,7 +209,8 @@ void Attempt::StartFetching() {
       transfer->status = model.status();
       if (model.ok()) transfer->model = *std::move(model);
     }
-    if (transfer->status.ok() && assignment.has_checkpoint()) {
+    // Of a gang rank 0 reads it, and hands the others what is theirs.
+    if (transfer->status.ok() && leads && assignment.has_checkpoint()) {
       const absl::Status status = FetchCheckpoint(assignment.id().job(), assignment.checkpoint(),
                                                   out, jobs, &transfer->canceller);
       if (absl::IsCancelled(status)) {
@@ -193,22 +221,26 @@ void Attempt::StartFetching() {
                   << ": " << status.message() << "\n";
       }
     }
-    transfer->done = true;
-    waker->Wake();
   });
 }
 
+void Attempt::StartGathering() {
+  StartTransfer(Work::kGathering, [peers = peers_](Transfer* transfer) {
+    transfer->status = AwaitReady(peers, &transfer->canceller);
+  });
+}
+
+void Attempt::StartEndingOthers() {
+  StartTransfer(Work::kEndingOthers,
+                [peers = peers_](Transfer* transfer) { transfer->ends = EndRanks(peers); });
+}
+
 void Attempt::StartHandingOver() {
-  handing_over_ = true;
-  transfer_ = std::make_unique<Transfer>();
-  Transfer* transfer = transfer_.get();
-  transfer->thread = std::thread([transfer, id = record_.id, out = journal_.out(),
-                                  stub = context_.coordinator, waker = context_.waker] {
+  StartTransfer(Work::kHandingOver, [id = record_.id, out = journal_.out(),
+                                     stub = context_.coordinator](Transfer* transfer) {
     auto artifacts = UploadResult(id, out, stub, &transfer->canceller);
     transfer->status = artifacts.status();
     if (artifacts.ok()) transfer->artifacts = *std::move(artifacts);
-    transfer->done = true;
-    waker->Wake();
   });
 }
 
@@ -216,28 +248,46 @@ void Attempt::FinishTransfer() {
   transfer_->thread.join();
   const std::unique_ptr<Transfer> transfer = std::move(transfer_);
   if (forgotten_) return;
-  if (stop_before_start_) {
+  if (transfer->work == Work::kEndingOthers) {
+    remote_ends_ = std::move(transfer->ends);
+    Conclude();
+  } else if (stop_before_start_) {
     AttemptEnded ended;
     ended.set_outcome(AttemptEnded::STOPPED);
     End(std::move(ended));
-  } else if (end_.failure && !handing_over_) {
+  } else if (end_.failure && transfer->work != Work::kHandingOver) {
     End(Failed(*end_.failure));
   } else if (!transfer->status.ok()) {
     End(Failed(SystemError(std::string(transfer->status.message()))));
-  } else if (handing_over_) {
+  } else if (transfer->work == Work::kHandingOver) {
     AttemptEnded ended;
     ended.set_outcome(AttemptEnded::SUCCEEDED);
     for (lemo::v1::Artifact& artifact : transfer->artifacts) {
       *ended.add_artifacts() = std::move(artifact);
     }
     End(std::move(ended));
-  } else if (absl::Status status = StartGang(*transfer); !status.ok()) {
+  } else if (absl::Status status =
+                 transfer->work == Work::kGathering ? StartGang() : BeginRun(*transfer);
+             !status.ok()) {
     End(Failed(SystemError(std::string(status.message()))));
   }
 }
 
-absl::Status Attempt::StartGang(const Transfer& transfer) {
-  std::vector<std::string> devices;  // of the ranks
+absl::Status Attempt::BeginRun(const Transfer& transfer) {
+  LEMO_RETURN_IF_ERROR(WriteSpecs(transfer));
+  if (!leads()) {
+    part_->SetReady();
+    return absl::OkStatus();
+  }
+  if (!over_several()) return StartGang();
+  LEMO_ASSIGN_OR_RETURN(peers_, GangFile::Of(assignment_));
+  LEMO_RETURN_IF_ERROR(peers_.Write(journal_.gang()));
+  StartGathering();
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::WriteSpecs(const Transfer& transfer) {
+  std::vector<std::string> devices;  // of the ranks here
   for (const int index : assignment_.devices()) {
     if (index < 0 || index >= static_cast<int>(context_.devices->size())) {
       return absl::FailedPreconditionError(
@@ -245,9 +295,16 @@ absl::Status Attempt::StartGang(const Transfer& transfer) {
     }
     devices.push_back((*context_.devices)[static_cast<size_t>(index)].train_name);
   }
-  if (static_cast<int>(devices.size()) != record_.ranks) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("devices: ", devices.size(), " for ", record_.ranks, " ranks"));
+  int ranks = over_several() ? 0 : assignment_.devices_size();
+  int here = over_several() ? -1 : ranks;
+  for (const lemo::v1::AssignedNode& node : assignment_.nodes()) {
+    ranks += node.ranks();
+    if (node.worker() == context_.worker) here = node.ranks();
+  }
+  if (devices.empty() || here != assignment_.devices_size() || ranks != record_.gang_ranks) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "devices: ", devices.size(), " for ", over_several() ? absl::StrCat(here, " of ") : "",
+        record_.gang_ranks, " ranks"));
   }
   if (transfer.model == nullptr &&
       !UnderRoots(assignment_.model_path(), context_.options->model_roots)) {
@@ -255,39 +312,84 @@ absl::Status Attempt::StartGang(const Transfer& transfer) {
                                                       " is under no model root of this worker"));
   }
   model_ = transfer.model;
+  device_ = devices[0];
   const LocalPaths paths{.files = transfer.files,
                          .model = model_ != nullptr ? model_->string() : assignment_.model_path(),
                          .out = journal_.out().string(),
-                         .device = devices[0]};
+                         .device = device_,
+                         .bases = device_ == "cpu" ? context_.options->bases.string() : ""};
+  // Of the attempt before, whose contract had been amended.
+  std::error_code ignored;
+  fs::remove(journal_.budget(), ignored);
   LEMO_ASSIGN_OR_RETURN(lemo::v1::RunSpec spec, MakeRankSpec(assignment_, paths));
-  const bool alone = record_.ranks == 1;
-  for (size_t rank = 0; rank < devices.size(); ++rank) {
-    spec.set_device(devices[rank]);
-    LEMO_RETURN_IF_ERROR(
-        WriteFileAtomic(alone ? journal_.spec() : journal_.spec(absl::StrCat(rank)),
-                        MessageToJson(spec, {}).dump(1) + "\n"));
+  for (int rank = 0; rank < record_.ranks; ++rank) {
+    spec.set_device(devices[static_cast<size_t>(rank)]);
+    LEMO_RETURN_IF_ERROR(WriteFileAtomic(
+        alone() ? journal_.spec() : journal_.spec(absl::StrCat(record_.first_rank + rank)),
+        MessageToJson(spec, {}).dump(1) + "\n"));
   }
   names_ = PathNames(assignment_, paths);
-  const fs::path spec_path = alone ? journal_.spec() : journal_.spec(kRankPlace);
-  LEMO_ASSIGN_OR_RETURN(
-      GangCommand command,
-      MakeGangCommand({.ranks = record_.ranks,
-                       .command = {context_.options->train.string(), spec_path.string(), "--resume",
-                                   "auto", "--events", "fd:3"},
-                       .directory = journal_.directory(),
-                       .attempt = record_.id.attempt(),
-                       .worker = context_.options->program}));
+  return absl::OkStatus();
+}
+
+NodeSettings Attempt::Here() const {
+  return {.directory = journal_.directory(),
+          .worker = context_.options->program,
+          .train = context_.options->train,
+          .interfaces = context_.options->mpi_interfaces,
+          .first_port = context_.options->mpi_first_port,
+          .last_port = context_.options->mpi_last_port};
+}
+
+absl::Status Attempt::StartGang() {
+  RanksToStart ranks{.ranks = record_.gang_ranks,
+                     .directory = journal_.directory(),
+                     .attempt = record_.id.attempt(),
+                     .worker = context_.options->program};
+  std::string train = context_.options->train.string();
+  std::string spec = (alone() ? journal_.spec() : journal_.spec(kRankPlace)).string();
+  if (over_several()) {
+    ranks.nodes = SeveralNodes{.gang = journal_.gang(), .here = Here()};
+    for (const lemo::v1::AssignedNode& node : assignment_.nodes()) {
+      ranks.nodes->ranks.push_back(node.ranks());
+    }
+    train = kTrainPlace;
+    spec = absl::StrCat(kDirectoryPlace, "/", fs::path(spec).filename().string());
+  }
+  ranks.command = {train, spec, "--resume", "auto", "--events", "fd:3"};
+  LEMO_ASSIGN_OR_RETURN(GangCommand command, MakeGangCommand(ranks));
+  LEMO_RETURN_IF_ERROR(
+      Launch(std::move(command), alone() ? journal_.log(0) : journal_.mpirun_log()));
+  share_ = std::make_unique<CheckpointShare>(record_.id, journal_.out(), journal_.share(),
+                                             assignment_.shared_checkpoint_bytes(),
+                                             context_.coordinator, context_.waker);
+  outbox_.SetStarted();
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::StartDaemon(const std::vector<std::string>& arguments) {
+  LEMO_ASSIGN_OR_RETURN(GangCommand command, MakeDaemonCommand(Here(), arguments));
+  LEMO_RETURN_IF_ERROR(Launch(std::move(command), journal_.mpirun_log()));
+  outbox_.SetLogging();
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::Launch(GangCommand command, const fs::path& log) {
   GangOptions options{.command = std::move(command.command),
                       .environment = std::move(command.environment),
-                      .log = alone ? journal_.log(0) : journal_.mpirun_log(),
+                      .log = log,
                       .stop_signal = command.stop_signal};
   // Jobs that share the CPU get a share of its cores each, unless the operator has said otherwise.
   if (const int sharing = context_.options->cpu_devices;
-      paths.device == "cpu" && sharing > 1 && ::getenv("OMP_NUM_THREADS") == nullptr) {
+      device_ == "cpu" && sharing > 1 && ::getenv("OMP_NUM_THREADS") == nullptr) {
     const int cores = static_cast<int>(std::thread::hardware_concurrency());
     options.environment.push_back(absl::StrCat("OMP_NUM_THREADS=", std::max(1, cores / sharing)));
-    options.environment.push_back(
-        "OMP_WAIT_POLICY=passive");  // spinning would take the others' share
+  }
+  // Who shares the CPU, be it one device of it by contract, does not spin: that would take the
+  // others' share.
+  if (device_ == "cpu" && (context_.options->cpu_devices > 1 || assignment_.contract_bytes() > 0) &&
+      ::getenv("OMP_NUM_THREADS") == nullptr) {
+    options.environment.push_back("OMP_WAIT_POLICY=passive");
   }
   // A gang that nobody would find after this agent's death, or end while it is stopped, must not
   // live.
@@ -296,7 +398,9 @@ absl::Status Attempt::StartGang(const Transfer& transfer) {
     record_.start_ticks = StartTicks(leader).value_or(0);
     record_.start_unix_seconds = UnixSeconds();
     LEMO_RETURN_IF_ERROR(journal_.Write(record_));
-    return context_.watchdog == nullptr ? absl::OkStatus() : context_.watchdog->Watch(leader);
+    if (context_.watchdog == nullptr) return absl::OkStatus();
+    // Ranks elsewhere are not to outlive this agent by long.
+    return context_.watchdog->Watch(leader, over_several() ? kOrphansOfSeveral : kOrphansOfOne);
   };
   if (context_.watchdog != nullptr) options.not_after = context_.watchdog->Deadline();
   auto gang = Gang::Start(options);
@@ -306,12 +410,8 @@ absl::Status Attempt::StartGang(const Transfer& transfer) {
   }
   gang_ = *std::move(gang);
   if (context_.metrics != nullptr) context_.metrics->OnGangStarted();
-  share_ = std::make_unique<CheckpointShare>(record_.id, journal_.out(), journal_.share(),
-                                             assignment_.shared_checkpoint_bytes(),
-                                             context_.coordinator, context_.waker);
   started_at_ = BootClock::now();
   limits_due_ = started_at_;
-  outbox_.SetStarted();
   return absl::OkStatus();
 }
 
@@ -327,7 +427,8 @@ Instant Attempt::Advance(Instant now) {
     if (auto checkpoint = share_->Advance()) outbox_.SetCheckpoint(*std::move(checkpoint));
     if (pending_end_ && !share_->busy()) End(*std::exchange(pending_end_, std::nullopt));
   }
-  if (gang_ == nullptr) return kNever;
+  if (part_ != nullptr && !ended() && !forgotten_) AdvancePart(now);
+  if (gang_ == nullptr) return !leads() && !ended() ? kill_at_ : kNever;
   // Asked first: what the ranks wrote before they were gone is then in the pipe.
   const bool gone = gang_->Poll(now);
   for (int i = 0; i < kReadsPerTurn && !events_over_; ++i) {
@@ -336,7 +437,7 @@ Instant Attempt::Advance(Instant now) {
     if (outbox_.last_sequence() == before && !gone) break;
   }
   if (gone && events_over_) {
-    FinishGang();
+    leads() ? FinishGang() : FinishDaemon();
     return kNever;
   }
   if (gone || gang_->sweeping()) return now + kSweepPause;
@@ -348,6 +449,22 @@ Instant Attempt::Advance(Instant now) {
     CheckLimits(now);
   }
   return std::min(kill_at_, limits_due_);
+}
+
+void Attempt::AdvancePart(Instant now) {
+  if (auto arguments = part_->TakeStart()) {
+    absl::Status status = StartDaemon(*arguments);
+    daemon_ended_ = !status.ok();
+    part_->Started(std::move(status));
+  }
+  if (gang_ != nullptr && part_->end_asked()) gang_->Kill();
+  // Asked to stop, it let the lead do so with all ranks; who has not told it the end by now will
+  // not.
+  if (gang_ == nullptr && transfer_ == nullptr && now >= kill_at_) {
+    AttemptEnded ended;
+    ended.set_outcome(AttemptEnded::STOPPED);
+    End(std::move(ended));
+  }
 }
 
 void Attempt::ReadEvents() {
@@ -363,7 +480,7 @@ void Attempt::ReadEvents() {
   }
   if (events.ok() && !events->empty()) {
     for (lemo::v1::RunEvent& event : *events) {
-      if (event.has_checkpoint()) share_->Offer(event.checkpoint());
+      if (event.has_checkpoint() && share_ != nullptr) share_->Offer(event.checkpoint());
       names_.Restore(&event);
       if (event.has_error()) end_.error = event.error();
       if (event.has_step()) Note(event.step());
@@ -421,22 +538,49 @@ void Attempt::DropGang() {
 
 // Of several ranks each has noted its end; mpirun's own says only that some rank failed.
 void Attempt::FindFirstFailure() {
-  end_.ranks = record_.ranks;
+  end_.ranks = record_.gang_ranks;
   std::vector<std::optional<RankEnd>> ends;
-  for (int rank = 0; rank < record_.ranks; ++rank) {
-    ends.push_back(ReadRankEnd(journal_.rank_end(rank)));
+  for (int rank = 0; rank < record_.gang_ranks; ++rank) {
+    const auto remote = remote_ends_.find(rank);
+    ends.push_back(rank < record_.ranks           ? ReadRankEnd(journal_.rank_end(rank))
+                   : remote == remote_ends_.end() ? std::nullopt
+                                                  : std::optional(remote->second.end));
   }
-  std::error_code ignored;
-  fs::remove_all(ScratchOf(journal_.directory()), ignored);
+  if (!end_.failure && !end_.asked_to_stop && end_.status != 0) {
+    // Ranks fail when their peers are gone: a lost node is the cause.
+    for (const Peer& peer : peers_.peers) {
+      const auto lost = ReadFile(LostNote(journal_.gang(), peer.host), 1 << 16);
+      if (!lost.ok()) continue;
+      end_.failure = SystemError(*lost);
+      return;
+    }
+  }
   if (const std::optional<int> rank = FirstToFail(ends)) {
     end_.rank = *rank;
     end_.status = ends[static_cast<size_t>(*rank)]->status;
+    // A rank that fails tells the others why, and all leave at once; rank 0 tells us. Who is gone
+    // first is chance then. One that was killed told nobody.
+    if (!end_.error || !WIFEXITED(end_.status)) return;
+    const int cause = RankNamedIn(end_.error->message()).value_or(0);
+    if (cause >= record_.gang_ranks) return;
+    end_.error_is_cause = true;
+    end_.rank = cause;
+    if (const auto& end = ends[static_cast<size_t>(cause)]; end && end->status != 0) {
+      end_.status = end->status;
+    }
     return;
   }
-  const bool all_noted =
-      std::all_of(ends.begin(), ends.end(), [](const auto& end) { return end.has_value(); });
-  if (end_.status == 0 && all_noted) return;
-  if (end_.status == 0) end_.status = W_EXITCODE(1, 0);  // whoever is silent has not succeeded
+  const auto silent =
+      std::find_if(ends.begin(), ends.end(), [](const auto& end) { return !end.has_value(); });
+  if (end_.status == 0 && silent == ends.end()) return;
+  if (end_.status == 0) {  // whoever is silent has not succeeded
+    end_.status = W_EXITCODE(1, 0);
+    end_.rank = static_cast<int>(silent - ends.begin());
+    if (end_.rank >= record_.ranks && !end_.failure) {
+      end_.failure = SystemError(
+          absl::StrCat("how rank ", end_.rank, " ended is not known: its node does not tell"));
+    }
+  }
   if (!end_.asked_to_stop && !end_.failure) {
     end_.failure = SystemError(absl::StrCat(
         "mpirun ",
@@ -448,12 +592,40 @@ void Attempt::FindFirstFailure() {
 
 void Attempt::FinishGang() {
   end_.status = gang_->status().value_or(0);
-  if (record_.ranks > 1) FindFirstFailure();
-  end_.log_tail = LastBytes(journal_.log(end_.rank), kLogTailBytes);
   record_.run_seconds = ToSeconds(BootClock::now() - started_at_);
   DropGang();
   kill_at_ = kNever;
   if (forgotten_) return;
+  if (over_several() && !killed_) {
+    StartEndingOthers();
+  } else {
+    Conclude();
+  }
+}
+
+void Attempt::FinishDaemon() {
+  daemon_ended_ = true;
+  part_->Ended(gang_->status().value_or(0));
+  record_.run_seconds = ToSeconds(BootClock::now() - started_at_);
+  DropGang();
+  if (forgotten_) return;
+  if (end_.failure) {
+    End(Failed(*end_.failure));
+  } else if (killed_) {
+    AttemptEnded ended;
+    ended.set_outcome(AttemptEnded::STOPPED);
+    End(std::move(ended));
+  }
+}
+
+// The gang has ended, here and elsewhere.
+void Attempt::Conclude() {
+  if (!alone()) FindFirstFailure();
+  RemoveScratch(journal_.directory());
+  const auto remote = remote_ends_.find(end_.rank);
+  end_.log_tail = end_.rank >= record_.ranks && remote != remote_ends_.end()
+                      ? remote->second.log_tail
+                      : LastBytes(journal_.log(end_.rank), kLogTailBytes);
   AttemptEnded ended = Judge(end_);
   if (ended.outcome() != AttemptEnded::SUCCEEDED) {
     // Its last checkpoint goes first: after its end an attempt has nothing more to say.
@@ -484,53 +656,74 @@ void Attempt::End(AttemptEnded ended) {
   // It is told nevertheless. Should the agent die before the coordinator has heard, the next agent
   // ends the attempt as a fault of the machine, which a full disk is.
   if (!status.ok()) std::cerr << "lemo-worker: " << status.message() << "\n";
-  final_ = IsFinal(ended);
+  // Of another's part it is not known how the job ended.
+  final_ = leads() && IsFinal(ended);
+  if (part_ != nullptr) part_->Close();
+  RemoveScratch(journal_.directory());
   if (context_.metrics != nullptr) context_.metrics->OnAttemptEnded(ended);
   outbox_.SetEnded(std::move(ended));
+}
+
+void Attempt::SetBudget(int64_t bytes) {
+  if (gang_ == nullptr || bytes < 1) return;
+  const absl::Status status =
+      WriteFileAtomic(journal_.budget(), absl::StrCat(BudgetOf(assignment_.run(), bytes), "\n"));
+  // The coordinator counts on nothing until a step has told that it keeps to it.
+  if (!status.ok()) std::cerr << "lemo-worker: " << status.message() << "\n";
 }
 
 void Attempt::Stop(Instant now, BootClock::duration patience) {
   if (ended()) return;
   end_.asked_to_stop = true;
   if (gang_ != nullptr) {
-    gang_->AskToStop();
+    // Of a gang that another node leads, that one lets the ranks checkpoint.
+    if (leads()) gang_->AskToStop();
     kill_at_ = std::min(kill_at_, now + patience);
-  } else if (transfer_ != nullptr && !handing_over_) {
+  } else if (Does(Work::kFetching) || Does(Work::kGathering)) {
     stop_before_start_ = true;
     transfer_->canceller.Cancel();
+  } else if (part_ != nullptr) {
+    kill_at_ = std::min(kill_at_, daemon_ended_ ? now + patience : now);
   }
 }
 
 void Attempt::Kill() {
   if (ended()) return;
   end_.asked_to_stop = true;
+  killed_ = true;
   if (share_ != nullptr) share_->Cancel();
   if (gang_ != nullptr) {
     gang_->Kill();
-  } else if (transfer_ != nullptr) {
+  } else if (transfer_ != nullptr && !Does(Work::kEndingOthers)) {
     stop_before_start_ = true;
     transfer_->canceller.Cancel();
+  } else if (part_ != nullptr) {
+    kill_at_ = Instant{};
   }
 }
 
 void Attempt::Fence(Instant kill_at) {
-  if (ended() || handing_over_) return;
+  if (ended() || Does(Work::kHandingOver)) return;
   if (!end_.failure) {
     end_.failure = SystemError(
         "the coordinator could not be reached: the ranks were ended before the lease was over");
   }
   if (share_ != nullptr) share_->Cancel();
+  if (part_ != nullptr) part_->Close();
   if (gang_ != nullptr) {
-    gang_->AskToStop();
+    if (leads()) gang_->AskToStop();
     kill_at_ = std::min(kill_at_, kill_at);
   } else if (transfer_ != nullptr) {
     transfer_->canceller.Cancel();
+  } else if (part_ != nullptr) {
+    End(Failed(*end_.failure));
   }
 }
 
 void Attempt::Forget() {
   forgotten_ = true;
   if (share_ != nullptr) share_->Cancel();
+  if (part_ != nullptr) part_->Close();
   if (gang_ != nullptr) gang_->Kill();
   if (transfer_ != nullptr) transfer_->canceller.Cancel();
 }

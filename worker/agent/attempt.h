@@ -19,6 +19,9 @@
 #include "worker/agent/event_reader.h"
 #include "worker/agent/file_cache.h"
 #include "worker/agent/gang.h"
+#include "worker/agent/gang_command.h"
+#include "worker/agent/gang_part.h"
+#include "worker/agent/gang_peers.h"
 #include "worker/agent/limits.h"
 #include "worker/agent/metrics.h"
 #include "worker/agent/model_cache.h"
@@ -42,11 +45,18 @@ struct AttemptContext {
   Waker* waker = nullptr;
   Watchdog* watchdog = nullptr;  // may be null
   Metrics* metrics = nullptr;    // may be null
+  GangParts* parts = nullptr;
+  std::string worker;  // `workers/{id}` that this is
 };
 
 // Fetches files (a thread of its own), runs the gang, spools its events, hands over the result
 // (again a thread), and ends. Everything public belongs to the agent's loop, which is also the
 // thread that Gang::Start wants; both threads only fill a result and wake the loop.
+//
+// Of a gang over several nodes the lead does all of this: between fetching and its gang it waits
+// until the others are ready, and when the gang has ended it ends what is left elsewhere. On
+// another node the attempt fetches, is ready (GangPart), runs Open MPI's daemon while the lead
+// wants it, and ends only when it is told to, or has to.
 class Attempt {
  public:
   // `directory` is the job's. Fetching starts at once. The status is of the disk.
@@ -76,6 +86,9 @@ class Attempt {
   // Does what is due. Answers when to be called again without other cause.
   Instant Advance(Instant now);
 
+  // What each rank may have from now on, as the coordinator says: written where the ranks look for
+  // it before their next step. Nothing to an attempt without processes.
+  void SetBudget(int64_t bytes);
   // The coordinator's wish, or that of who ends the agent: checkpoint and stop, killed after
   // `patience`; or stop at once.
   void Stop(Instant now, BootClock::duration patience);
@@ -92,7 +105,9 @@ class Attempt {
 
  private:
   // Work of a thread, and whether it is done.
+  enum class Work { kFetching, kGathering, kEndingOthers, kHandingOver };
   struct Transfer {
+    Work work = Work::kFetching;
     Canceller canceller;
     std::thread thread;
     std::atomic<bool> done{false};
@@ -100,19 +115,39 @@ class Attempt {
     std::map<std::string, std::string> files;   // of fetching: name -> path
     ModelDirectory model;                       // of fetching
     std::vector<lemo::v1::Artifact> artifacts;  // of handing over
+    std::map<int, RemoteEnd> ends;              // of ending others
   };
 
   Attempt(const AttemptContext& context, AttemptRecord record, AttemptJournal journal, Spool spool);
 
+  bool alone() const { return record_.gang_ranks == 1; }
+  bool over_several() const { return assignment_.nodes_size() > 1; }
+  bool leads() const { return part_ == nullptr; }
+  bool Does(Work work) const { return transfer_ != nullptr && transfer_->work == work; }
+  // Has `work` done by a thread.
+  template <typename Do>
+  void StartTransfer(Work work, Do what);
   void StartFetching();
+  void StartGathering();
+  void StartEndingOthers();
   void StartHandingOver();
   void FinishTransfer();
-  absl::Status StartGang(const Transfer& transfer);
+  // What follows when files and model are here.
+  absl::Status BeginRun(const Transfer& transfer);
+  absl::Status WriteSpecs(const Transfer& transfer);
+  absl::Status StartGang();
+  absl::Status StartDaemon(const std::vector<std::string>& arguments);
+  NodeSettings Here() const;
+  absl::Status Launch(GangCommand command, const std::filesystem::path& log);
+  // Of a part of a gang: what the lead has asked for.
+  void AdvancePart(Instant now);
   void ReadEvents();
   void Note(const lemo::v1::StepEvent& step);
   void CheckLimits(Instant now);
   void FindFirstFailure();
   void FinishGang();
+  void FinishDaemon();
+  void Conclude();
   void DropGang();
   void End(lemo::v1::AttemptEnded ended);
   // The gang is to be killed because of `failure`.
@@ -126,8 +161,13 @@ class Attempt {
   PathNames names_;
 
   std::unique_ptr<Transfer> transfer_;
-  bool handing_over_ = false;
-  ModelDirectory model_;  // while the gang reads it
+  std::shared_ptr<GangPart> part_;  // when another node leads
+  bool daemon_ended_ = false;
+  GangFile peers_;                        // when this one does
+  std::map<int, RemoteEnd> remote_ends_;  // of ranks on other nodes
+  bool killed_ = false;                   // on request, by whoever ends the others as well
+  std::string device_;                    // of the first rank here
+  ModelDirectory model_;                  // while the gang reads it
   std::unique_ptr<Gang> gang_;
   std::unique_ptr<CheckpointShare> share_;             // from the gang's start on
   std::optional<lemo::v1::AttemptEnded> pending_end_;  // waits for the last checkpoint to be shared

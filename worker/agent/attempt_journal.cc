@@ -20,6 +20,8 @@ absl::Status AttemptJournal::Write(const AttemptRecord& record) const {
   const nlohmann::ordered_json json = {{"job", record.id.job()},
                                        {"attempt", record.id.attempt()},
                                        {"ranks", record.ranks},
+                                       {"first_rank", record.first_rank},
+                                       {"gang_ranks", record.gang_ranks},
                                        {"leader", record.leader},
                                        {"start_ticks", record.start_ticks},
                                        {"boot_id", record.boot_id},
@@ -38,6 +40,8 @@ absl::StatusOr<AttemptRecord> AttemptJournal::Read(const std::filesystem::path& 
     record.id.set_job(json.at("job").get<std::string>());
     record.id.set_attempt(json.at("attempt").get<int>());
     record.ranks = json.value("ranks", 1);
+    record.first_rank = json.value("first_rank", 0);
+    record.gang_ranks = json.value("gang_ranks", record.ranks);
     record.leader = json.at("leader").get<pid_t>();
     record.start_ticks = json.at("start_ticks").get<uint64_t>();
     record.boot_id = json.at("boot_id").get<std::string>();
@@ -65,8 +69,9 @@ std::optional<lemo::v1::AttemptEnded> AttemptJournal::ReadEnded() const {
 void AttemptJournal::Remove() const {
   std::error_code ignored;
   std::filesystem::remove_all(share(), ignored);
-  std::filesystem::remove_all(ScratchOf(directory_), ignored);
-  // However many ranks there were: `rank-R-N.log`, `rank-R-N.end`, `run-R.json`.
+  RemoveScratch(directory_);
+  // However many ranks and nodes there were: `rank-R-N.log`, `rank-R-N.end`, `run-R.json`,
+  // `gang-N.json` and what lies beside it.
   const std::string log_end = Numbered("-", ".log").filename().string();
   const std::string end_end = Numbered("-", ".end").filename().string();
   std::vector<std::filesystem::path> of_ranks;
@@ -75,7 +80,8 @@ void AttemptJournal::Remove() const {
     const std::string name = entry->path().filename().string();
     const bool of_rank =
         name.starts_with("rank-") && (name.ends_with(log_end) || name.ends_with(end_end));
-    if (of_rank || (name.starts_with("run-") && name.ends_with(".json"))) {
+    if (of_rank || (name.starts_with("run-") && name.ends_with(".json")) ||
+        name.starts_with(gang().filename().string())) {
       of_ranks.push_back(entry->path());
     }
   }

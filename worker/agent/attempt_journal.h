@@ -16,8 +16,10 @@ namespace lemo::agent {
 
 struct AttemptRecord {
   lemo::v1::AttemptId id;
-  int ranks = 1;
-  pid_t leader = 0;  // 0: no rank was started
+  int ranks = 1;       // on this node
+  int first_rank = 0;  // of those
+  int gang_ranks = 1;  // on all nodes
+  pid_t leader = 0;    // 0: no rank was started
   uint64_t start_ticks = 0;
   std::string boot_id;
   double start_unix_seconds = 0;
@@ -40,14 +42,18 @@ class AttemptJournal {
   std::filesystem::path rank_end(int rank) const {
     return Numbered("rank-" + std::to_string(rank) + "-", ".end");
   }
-  // What mpirun says, which starts several.
+  // What mpirun says, which starts several, or on another node than the lead's its daemon.
   std::filesystem::path mpirun_log() const { return Numbered("mpirun-", ".log"); }
   std::filesystem::path spec() const { return directory_ / "run.json"; }
   // Of one of several ranks, or with kRankPlace for its number.
   std::filesystem::path spec(const std::string& rank) const {
     return directory_ / ("run-" + rank + ".json");
   }
+  // Of a gang over several nodes, on its lead's: what `lemo-worker exec` reads.
+  std::filesystem::path gang() const { return Numbered("gang-", ".json"); }
   std::filesystem::path out() const { return directory_ / "out"; }
+  // What the ranks may have, where that has been amended: they read it before every step.
+  std::filesystem::path budget() const { return out() / "budget"; }
   std::filesystem::path share() const { return directory_ / "share"; }
   const std::filesystem::path& directory() const { return directory_; }
 

@@ -102,7 +102,7 @@ absl::StatusOr<std::vector<LocalDevice>> ParseNvidiaSmi(std::string_view text, i
   return devices;
 }
 
-std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t host_memory_bytes) {
+std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes) {
   std::vector<LocalDevice> devices;
   const std::string model = CpuModel();
   for (int i = 0; i < cpu_devices; ++i) {
@@ -110,7 +110,8 @@ std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t host_me
     device.info.set_index(i);
     device.info.set_kind(lemo::v1::Device::CPU);
     device.info.set_model(model);
-    device.info.set_memory_bytes(host_memory_bytes / cpu_devices);
+    device.info.set_memory_bytes(cpu_memory_bytes / cpu_devices);
+    device.info.set_shares_bases(true);
     device.train_name = "cpu";
     devices.push_back(std::move(device));
   }

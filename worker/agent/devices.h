@@ -19,9 +19,9 @@ struct LocalDevice {
   std::string train_name;
 };
 
-// CPU devices first, each with an equal share of `host_memory_bytes`, then CUDA devices. Runs
+// CPU devices first, each with an equal share of `cpu_memory_bytes`, then CUDA devices. Runs
 // nvidia-smi when `cuda` is set and the program exists.
-std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t host_memory_bytes);
+std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes);
 
 // What `nvidia-smi --query-gpu=index,name,memory.total --format=csv,noheader,nounits` prints, as
 // devices from list index `first` on. Lines that are not understood are InvalidArgument.

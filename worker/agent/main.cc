@@ -13,6 +13,7 @@
 
 #include "common/metrics_server.h"
 #include "worker/agent/agent.h"
+#include "worker/agent/daemon_call.h"
 #include "worker/agent/metrics.h"
 #include "worker/agent/options.h"
 #include "worker/agent/rank_runner.h"
@@ -63,6 +64,8 @@ class StopSignals {
 int Main(const std::vector<std::string>& args) {
   // Of the agent's own: what mpirun starts for each of several ranks.
   if (!args.empty() && args[0] == "rank") return RunRank({args.begin() + 1, args.end()});
+  // And what it calls to have ranks on other nodes.
+  if (!args.empty() && args[0] == "exec") return RunDaemonCall({args.begin() + 1, args.end()});
   std::error_code ignored;
   const CommandLine command = ParseCommandLine(
       args, std::filesystem::read_symlink("/proc/self/exe", ignored), LEMO_VERSION);

@@ -57,6 +57,10 @@ inline const Family kHostMemory = {Type::kGauge, "lemo_agent_host_memory_bytes",
 inline const Family kHostMemoryFree = {
     Type::kGauge, "lemo_agent_host_memory_available_bytes",
     "Memory of the host that programs can have without swapping."};
+inline const Family kBases = {
+    Type::kGauge, "lemo_agent_bases_bytes",
+    "Frozen weights that ranks here have once between them, and those kept for later ones "
+    "(--idle-bases); looked at when a job has gone, and once a minute."};
 inline const Family kDirectory = {
     Type::kGauge,
     "lemo_agent_directory_bytes",
@@ -109,8 +113,19 @@ inline const Family kRankGradNorm = {Type::kGauge,
 inline const Family kRankMemory = {
     Type::kGauge,
     "lemo_rank_memory_bytes",
-    "Peak of the tensors' memory by category, as lemo_job_memory_bytes.",
+    "Peak of the tensors' memory by category, as lemo_job_memory_bytes; of ranks other than 0 the "
+    "total.",
     {"job_name", "rank", "category"}};
+inline const Family kRankBusy = {
+    Type::kGauge,
+    "lemo_rank_busy_seconds",
+    "Time that the rank's own work took in the step before the last. Of jobs of several ranks.",
+    {"job_name", "rank"}};
+inline const Family kRankCollectiveWait = {
+    Type::kGauge,
+    "lemo_rank_collective_wait_seconds",
+    "Time that rank 0 waited for the others in the last step. Of jobs of several ranks.",
+    {"job_name", "rank"}};
 inline const Family kRankRowsKept = {
     Type::kGauge,
     "lemo_rank_rows_kept_ratio",
@@ -150,39 +165,15 @@ inline const Family kRankCheckpointAge = {
     {"job_name", "rank"}};
 
 inline metrics::Families Own() {
-  return {&kConnected,
-          &kLeaseAge,
-          &kLease,
-          &kDraining,
-          &kAttempts,
-          &kGangsStarted,
-          &kEnded,
-          &kLimits,
-          &kSpoolEvents,
-          &kSpoolBytes,
-          &kDevices,
-          &kDevicesBusy,
-          &kDeviceMemory,
-          &kHostMemory,
-          &kHostMemoryFree,
-          &kDirectory,
-          &kDiskFree,
-          &kRankStep,
-          &kRankSteps,
-          &kRankStepSeconds,
-          &kRankTokens,
-          &kRankLoss,
-          &kRankLearningRate,
-          &kRankGradNorm,
-          &kRankMemory,
-          &kRankRowsKept,
-          &kRankNeverKept,
-          &kRankLossKept,
-          &kRankSelectionTime,
-          &kRankRecall,
-          &kRankBadBlocks,
-          &kGangResident,
-          &kGangCpu,
+  return {&kConnected,        &kLeaseAge,      &kLease,          &kDraining,
+          &kAttempts,         &kGangsStarted,  &kEnded,          &kLimits,
+          &kSpoolEvents,      &kSpoolBytes,    &kDevices,        &kDevicesBusy,
+          &kDeviceMemory,     &kHostMemory,    &kHostMemoryFree, &kBases,
+          &kDirectory,        &kDiskFree,      &kRankStep,       &kRankSteps,
+          &kRankStepSeconds,  &kRankTokens,    &kRankLoss,       &kRankLearningRate,
+          &kRankGradNorm,     &kRankMemory,    &kRankBusy,       &kRankCollectiveWait,
+          &kRankRowsKept,     &kRankNeverKept, &kRankLossKept,   &kRankSelectionTime,
+          &kRankRecall,       &kRankBadBlocks, &kGangResident,   &kGangCpu,
           &kRankCheckpointAge};
 }
 

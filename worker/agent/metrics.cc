@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <map>
 #include <numeric>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -74,6 +75,21 @@ void AddSparsity(const AttemptStatus& attempt, const metrics::Labels& rank,
   if (attempt.recall) samples->Set(families::kRankRecall, *attempt.recall, rank);
 }
 
+// Of what rank 0 tells of all ranks.
+void AddRanks(const AttemptStatus& attempt, metrics::Samples* samples) {
+  const lemo::v1::GangStep& ranks = attempt.step->gang();
+  samples->Set(families::kRankCollectiveWait, ranks.waited_seconds(), {attempt.job, "0"});
+  for (int rank = 0; rank < ranks.busy_seconds_size(); ++rank) {
+    samples->Set(families::kRankBusy, ranks.busy_seconds(rank),
+                 {attempt.job, std::to_string(rank)});
+  }
+  // Its own by category, and later.
+  for (int rank = 1; rank < ranks.peak_bytes_size(); ++rank) {
+    samples->Set(families::kRankMemory, static_cast<double>(ranks.peak_bytes(rank)),
+                 {attempt.job, std::to_string(rank), "total"});
+  }
+}
+
 void AddGang(const AttemptStatus& attempt, Instant now, metrics::Samples* samples) {
   if (const std::optional<GroupUsage> usage = UsageOfGroup(attempt.group)) {
     samples->Set(families::kGangResident, static_cast<double>(usage->resident_bytes),
@@ -90,6 +106,7 @@ void AddGang(const AttemptStatus& attempt, Instant now, metrics::Samples* sample
   }
   if (!attempt.step) return;
   if (attempt.step->has_sparsity()) AddSparsity(attempt, rank, samples);
+  if (attempt.step->has_gang()) AddRanks(attempt, samples);
   const lemo::v1::StepEvent& step = *attempt.step;
   samples->Set(families::kRankStep, step.step(), rank);
   samples->Set(families::kRankSteps, step.steps(), rank);
@@ -156,6 +173,7 @@ void AddAgentSamples(const AgentStatus& status, Instant now, metrics::Samples* s
   }
   AddDevices(status, samples);
   samples->Set(families::kHostMemory, static_cast<double>(status.host_memory_bytes));
+  samples->Set(families::kBases, static_cast<double>(status.bases_bytes));
   std::map<std::string, int> states = {
       {"fetching", 0}, {"running", 0}, {"handing_over", 0}, {"ended", 0}};
   int64_t waiting_events = 0, spool_bytes = 0;

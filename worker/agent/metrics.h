@@ -45,6 +45,7 @@ struct AgentStatus {
   BootClock::duration lease{};
   std::vector<lemo::v1::Device> devices;
   int64_t host_memory_bytes = 0;
+  int64_t bases_bytes = 0;
   std::vector<AttemptStatus> attempts;
 };
 

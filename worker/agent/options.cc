@@ -1,13 +1,22 @@
 #include "worker/agent/options.h"
 
+#include <arpa/inet.h>
+#include <ifaddrs.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <optional>
 #include <sstream>
 
+#include "absl/cleanup/cleanup.h"
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/listen_address.h"
 #include "common/metrics_server.h"
 
 namespace lemo::agent {
@@ -29,6 +38,86 @@ fs::path FindTrain(const fs::path& program) {
     return in_build;
   }
   return folder / "lemo-train";
+}
+
+// Whether it is on this machine, as `lemo up` and demonstrations have it.
+bool IsLoopback(const std::string& address) {
+  const std::optional<ListenAddress> parsed = ParseListenAddress(address);
+  return parsed && parsed->loopback;
+}
+
+// The network interface that has the address; empty when none has. (Open MPI takes no block of one
+// address.)
+std::string InterfaceOf(const ListenAddress& address) {
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return "";
+  const absl::Cleanup free = [all] { ::freeifaddrs(all); };
+  for (const ifaddrs* one = all; one != nullptr; one = one->ifa_next) {
+    if (one->ifa_addr == nullptr) continue;
+    char text[INET6_ADDRSTRLEN] = {};
+    const void* bytes = nullptr;
+    if (one->ifa_addr->sa_family == AF_INET) {
+      bytes = &reinterpret_cast<const sockaddr_in*>(one->ifa_addr)->sin_addr;
+    } else if (one->ifa_addr->sa_family == AF_INET6) {
+      bytes = &reinterpret_cast<const sockaddr_in6*>(one->ifa_addr)->sin6_addr;
+    }
+    if (bytes != nullptr && ::inet_ntop(one->ifa_addr->sa_family, bytes, text, sizeof(text)) &&
+        address.host == text) {
+      return one->ifa_name;
+    }
+  }
+  return "";
+}
+
+// FIRST-LAST.
+bool ParsePorts(const std::string& text, AgentOptions* options) {
+  const std::vector<std::string> ends = absl::StrSplit(text, '-');
+  return ends.size() == 2 && absl::SimpleAtoi(ends[0], &options->mpi_first_port) &&
+         absl::SimpleAtoi(ends[1], &options->mpi_last_port) && options->mpi_first_port > 0 &&
+         options->mpi_first_port <= options->mpi_last_port && options->mpi_last_port < 65536;
+}
+
+// Where other agents reach this one, and what Open MPI may use. Fills in what follows from the
+// rest.
+absl::Status CompleteEndpoint(const std::string& ports, bool insecure, AgentOptions* options) {
+  if (!ports.empty() && !ParsePorts(ports, options)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--mpi-ports: ", ports, " is not FIRST-LAST, such as 17000-17099"));
+  }
+  // Agents of one machine find each other by themselves. Of several, each must be told where the
+  // others can reach it: loopback addresses would lead them to themselves.
+  if (options->listen.empty() && IsLoopback(options->coordinator)) options->listen = "127.0.0.1:0";
+  if (options->listen.empty()) {
+    if (options->address.empty() && options->mpi_interfaces.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError("--address and --mpi-interface: only with --listen");
+  }
+  const std::optional<ListenAddress> parsed = ParseListenAddress(options->listen);
+  if (!parsed) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--listen: ", options->listen,
+                     " is not HOST:PORT with a numeric address, such as 10.0.0.5:7420"));
+  }
+  if (!parsed->loopback && !insecure) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--listen: ", options->listen,
+        " is not a loopback address, and connections are not encrypted; if the network is trusted, "
+        "say --insecure-listen"));
+  }
+  const bool any = parsed->host == "0.0.0.0" || parsed->host == "::";
+  if (any && options->address.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--address: needed with --listen ", options->listen,
+                     ": the address at which other workers reach this one"));
+  }
+  if (!options->mpi_interfaces.empty()) return absl::OkStatus();
+  options->mpi_interfaces = InterfaceOf(*parsed);
+  if (options->mpi_interfaces.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--mpi-interface: needed with --listen ", options->listen,
+                     ", which is the address of no interface: names (eth0) or CIDR blocks "
+                     "(10.0.0.0/16) that Open MPI may use"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -56,6 +145,22 @@ CommandLine ParseCommandLine(const std::vector<std::string>& args, const fs::pat
                  "Jobs that may run on the CPU at a time; each counts on its share of the memory")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
+  app.add_option(
+         "--memory", options.memory_bytes,
+         "Memory that jobs on the CPU may have between them, by their contracts: leave room "
+         "for the programs themselves [that of the host]")
+      ->type_name("BYTES")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->check(CLI::PositiveNumber.description(""));
+  app.add_option("--bases", options.bases,
+                 "Where frozen weights lie that jobs on the CPU have once between them; of a file "
+                 "system in memory (/dev/shm/...) no disk is touched [DIR/bases]")
+      ->type_name("DIR");
+  app.add_option("--idle-bases", options.idle_bases_bytes,
+                 "Of those that no job uses, bytes to keep for later jobs [0]")
+      ->type_name("BYTES")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->check(CLI::NonNegativeNumber.description(""));
   app.add_option("--cuda", cuda,
                  "Whether to offer CUDA devices: auto (those that nvidia-smi lists), none")
       ->check(CLI::IsMember({"auto", "none"}))
@@ -66,13 +171,30 @@ CommandLine ParseCommandLine(const std::vector<std::string>& args, const fs::pat
       ->type_name("DIR")
       ->check(CLI::ExistingDirectory);
 
+  std::string ports;
+  app.add_option(
+         "--listen", options.listen,
+         "Where other workers reach this one, so that the ranks of a job may be on several; "
+         "port 0 takes a free one [127.0.0.1:0 if the coordinator is on this machine, else "
+         "nowhere]")
+      ->type_name("HOST:PORT");
+  app.add_option("--address", options.address,
+                 "At which they do, where that is not what it listens on [--listen]")
+      ->type_name("HOST[:PORT]");
+  app.add_option("--mpi-interface", options.mpi_interfaces,
+                 "Network interfaces that the ranks may use, by name or CIDR, with commas [that of "
+                 "--listen]")
+      ->type_name("NAME");
+  app.add_option("--mpi-ports", ports, "TCP ports that the ranks may use [any]")
+      ->type_name("FIRST-LAST");
+
   bool insecure = false;
   app.add_option("--metrics-listen", options.metrics_listen,
                  "Where /metrics is served for Prometheus; port 0 takes a free one, written to "
                  "DIR/metrics_address [nowhere]")
       ->type_name("HOST:PORT");
   app.add_flag("--insecure-listen", insecure,
-               "Serve metrics beyond this machine although nothing is encrypted");
+               "Serve metrics and other workers beyond this machine although nothing is encrypted");
 
   try {
     std::vector<std::string> reversed(args.rbegin(), args.rend());
@@ -92,11 +214,19 @@ CommandLine ParseCommandLine(const std::vector<std::string>& args, const fs::pat
     command.text = absl::StrCat("lemo-worker: ", std::string(valid.message()), "\n");
     return command;
   }
+  if (const absl::Status valid = CompleteEndpoint(ports, insecure, &options); !valid.ok()) {
+    command.exit = true;
+    command.exit_code = 2;
+    command.text = absl::StrCat("lemo-worker: ", std::string(valid.message()), "\n");
+    return command;
+  }
   options.cuda = cuda == "auto";
   options.program = program;
   options.train = train.empty() ? FindTrain(program) : fs::path(train);
   if (options.train.is_relative()) options.train = fs::absolute(options.train);
   options.directory = fs::absolute(options.directory).lexically_normal();
+  options.bases = options.bases.empty() ? options.directory / "bases"
+                                        : fs::absolute(options.bases).lexically_normal();
   for (fs::path& root : options.model_roots) root = fs::absolute(root).lexically_normal();
   return command;
 }

@@ -1,6 +1,7 @@
 // The command line of lemo-worker.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -15,9 +16,18 @@ struct AgentOptions {
   std::filesystem::path train;    // the lemo-train program
   std::filesystem::path program;  // lemo-worker itself
   int cpu_devices = 1;
-  bool cuda = true;  // look for CUDA devices
+  bool cuda = true;          // look for CUDA devices
+  int64_t memory_bytes = 0;  // that jobs on the CPU may have; 0: all of the host
   std::vector<std::filesystem::path> model_roots;
-  std::string metrics_listen;  // HOST:PORT of /metrics; empty: none
+  std::filesystem::path bases;   // absolute: frozen weights that jobs have once between them
+  int64_t idle_bases_bytes = 0;  // of those that no job uses, to be kept for later ones
+  std::string metrics_listen;    // HOST:PORT of /metrics; empty: none
+  // For gangs over several nodes. Without an address to listen on there are none.
+  std::string listen;          // HOST:PORT of the NodeService; port 0 takes a free one
+  std::string address;         // HOST or HOST:PORT at which others reach it; empty: as `listen`
+  std::string mpi_interfaces;  // names or CIDR blocks, with commas
+  int mpi_first_port = 0;      // 0: any
+  int mpi_last_port = 0;
 };
 
 // Either options to run with, or a text to print and a code to leave with (`exit` is set): --help

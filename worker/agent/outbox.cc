@@ -75,7 +75,7 @@ Instant Outbox::Report(Session& session, Instant now) {
   }
   SendEvents(session);
   // The log's rest goes before the end: what comes after it is of no current attempt any more.
-  if (started_ && (now >= log_due_ || ended_)) {
+  if (logging_ && (now >= log_due_ || ended_)) {
     SendLogs(session);
     log_due_ = now + kLogPause;
   }
@@ -91,7 +91,7 @@ Instant Outbox::Report(Session& session, Instant now) {
     message.mutable_ended()->set_last_sequence(std::max(spool_.last(), acknowledged_));
     if (session.Send(std::move(message))) end_due_ = now + kEndPause;
   }
-  Instant next = started_ ? log_due_ : kNever;
+  Instant next = logging_ ? log_due_ : kNever;
   if (ended_) next = std::min(next, std::max(end_due_, now + std::chrono::milliseconds(100)));
   return next;
 }

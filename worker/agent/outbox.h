@@ -26,7 +26,9 @@ class Outbox {
   Outbox(lemo::v1::AttemptId id, Spool spool, std::vector<LogTail> logs);
 
   // --- From the ranks. ---
-  void SetStarted() { started_ = true; }
+  void SetStarted() { started_ = logging_ = true; }
+  // Ranks write logs, though it is another agent's to say that they started.
+  void SetLogging() { logging_ = true; }
   absl::Status Add(std::vector<lemo::v1::RunEvent> events);
   // The newest that was uploaded.
   void SetCheckpoint(lemo::v1::JobCheckpoint checkpoint) {
@@ -56,6 +58,7 @@ class Outbox {
   Spool spool_;
   std::vector<LogTail> logs_;
   bool started_ = false;
+  bool logging_ = false;
   std::optional<lemo::v1::JobCheckpoint> checkpoint_;
   std::optional<lemo::v1::AttemptEnded> ended_;
 

@@ -43,6 +43,17 @@ int OpenEvents(int rank, pid_t mpirun) {
   return ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
 }
 
+// In the arguments of a gang over several nodes: what this node has in place of them.
+std::vector<std::pair<std::string, std::string>> Places(const char* number) {
+  const auto value = [](const char* name) {
+    const char* text = ::getenv(name);
+    return std::string(text == nullptr ? "" : text);
+  };
+  return {{kRankPlace, number},
+          {kDirectoryPlace, value(kNodeDirectory)},
+          {kTrainPlace, value(kNodeTrain)}};
+}
+
 [[noreturn]] void BecomeRank(const std::vector<std::string>& words, int events, pid_t parent) {
   ::setpgid(0, 0);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -128,7 +139,7 @@ std::optional<int> FirstToFail(const std::vector<std::optional<RankEnd>>& ends) 
   return first;
 }
 
-int RunRank(const std::vector<std::string>& args) {
+int RunRank(const std::vector<std::string>& given) {
   // From the start, so that none is lost or ends this process.
   sigset_t set;
   ::sigemptyset(&set);
@@ -136,6 +147,10 @@ int RunRank(const std::vector<std::string>& args) {
   ::sigprocmask(SIG_BLOCK, &set, nullptr);
   int attempt = 0, rank = -1;
   const char* number = ::getenv("OMPI_COMM_WORLD_RANK");
+  std::vector<std::string> args = given;
+  if (number != nullptr) {
+    for (std::string& word : args) absl::StrReplaceAll(Places(number), &word);
+  }
   if (args.size() < 4 || !absl::SimpleAtoi(args[1], &attempt) || args[2] != "--") {
     return Fail("expected DIRECTORY ATTEMPT -- PROGRAM ARGUMENT...");
   }
@@ -155,8 +170,11 @@ int RunRank(const std::vector<std::string>& args) {
   ::dup2(log, STDERR_FILENO);
   const int events = OpenEvents(rank, mpirun);
   if (events < 0) return Fail(absl::StrCat("cannot open the events: ", std::strerror(errno)));
-  std::vector<std::string> words(args.begin() + 3, args.end());
-  for (std::string& word : words) absl::StrReplaceAll({{kRankPlace, number}}, &word);
+  const std::vector<std::string> words(args.begin() + 3, args.end());
+  for (std::string& setting : RankEnvironment()) {
+    const size_t equals = setting.find('=');
+    ::setenv(setting.substr(0, equals).c_str(), setting.substr(equals + 1).c_str(), 1);
+  }
   const pid_t self = ::getpid();
   const pid_t child = ::fork();
   if (child < 0) return Fail(absl::StrCat("cannot fork: ", std::strerror(errno)));

@@ -29,9 +29,10 @@ std::optional<RankEnd> ReadRankEnd(const std::filesystem::path& path);
 // The rank that ended first of those that failed by themselves; nullopt when none did.
 std::optional<int> FirstToFail(const std::vector<std::optional<RankEnd>>& ends);
 
-// `args` are DIRECTORY ATTEMPT -- PROGRAM ARGUMENT...; the rank's number is mpirun's
-// OMPI_COMM_WORLD_RANK. Answers the exit code: the rank's own, but 0 for one that was asked to
-// stop, so that mpirun leaves the others the time to do the same.
-int RunRank(const std::vector<std::string>& args);
+// `given` is DIRECTORY ATTEMPT -- PROGRAM ARGUMENT..., with places to be filled in
+// (gang_command.h); the rank's number is mpirun's OMPI_COMM_WORLD_RANK. Answers the exit code: the
+// rank's own, but 0 for one that was asked to stop, so that mpirun leaves the others the time to do
+// the same.
+int RunRank(const std::vector<std::string>& given);
 
 }  // namespace lemo::agent

@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "common/model_files.h"
 #include "common/status_macros.h"
 
 namespace lemo::agent {
@@ -24,6 +28,15 @@ absl::Status ReplacePaths(const LocalPaths& paths, const char* field,
   return absl::OkStatus();
 }
 
+// Of the model's weights, by the checksums that came with the assignment; empty without them.
+std::string DigestOf(const lemo::v1::Assignment& assignment) {
+  std::vector<std::pair<std::string, std::string>> files;
+  for (const lemo::v1::ModelFile& file : assignment.model_files()) {
+    files.emplace_back(file.path(), file.sha256());
+  }
+  return WeightsDigest(std::move(files));
+}
+
 }  // namespace
 
 absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assignment,
@@ -41,13 +54,30 @@ absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assig
   LEMO_RETURN_IF_ERROR(ReplacePaths(paths, "data.eval", run.mutable_data()->mutable_eval()));
   run.mutable_output()->set_dir(paths.out);
   run.set_device(paths.device);
+  // Other jobs may have the rest of the device.
+  if (const int64_t bytes = assignment.contract_bytes(); bytes > 0) {
+    run.mutable_memory()->set_budget_bytes(BudgetOf(run, bytes));
+  }
+  run.mutable_model()->clear_bases_dir();
+  run.mutable_model()->clear_weights_digest();
+  const std::string digest = DigestOf(assignment);
+  if (!paths.bases.empty() && !digest.empty() && !run.tuner().has_full()) {
+    run.mutable_model()->set_bases_dir(paths.bases);
+    run.mutable_model()->set_weights_digest(digest);
+  }
   return run;
+}
+
+int64_t BudgetOf(const lemo::v1::RunSpec& run, int64_t bytes) {
+  const lemo::v1::MemorySpec& memory = run.memory();
+  return memory.has_budget_bytes() ? std::min(memory.budget_bytes(), bytes) : bytes;
 }
 
 PathNames::PathNames(const lemo::v1::Assignment& assignment, const LocalPaths& paths) {
   for (const auto& [name, path] : paths.files) names_.emplace_back(path, name);
   names_.emplace_back(paths.model, assignment.run().model().path());
   names_.emplace_back(paths.out + "/", "");
+  names_.emplace_back(paths.bases, "bases");
   // Of two where one begins with the other the longer is meant.
   std::stable_sort(names_.begin(), names_.end(),
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });

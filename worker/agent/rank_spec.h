@@ -1,6 +1,7 @@
 // From names that the service knows to paths on this machine, and back.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <utility>
@@ -18,13 +19,18 @@ struct LocalPaths {
   std::string model;                         // the base model's directory
   std::string out;                           // the run's output directory
   std::string device;                        // `cpu` or `cuda:N`
+  std::string bases;                         // of weights that are shared; empty: none are
 };
 
-// The run that a rank is given: every name of the assignment's run replaced by its path.
+// The run that a rank is given: every name of the assignment's run replaced by its path, its memory
+// bounded by the job's contract, and its frozen weights those of the machine where they can be.
 // FailedPrecondition names the field whose name is not among the assignment's files, or the model
 // that this machine has not.
 absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assignment,
                                                const LocalPaths& paths);
+
+// What each rank of the run may have when its contract is `bytes`: the run's own bound may be less.
+int64_t BudgetOf(const lemo::v1::RunSpec& run, int64_t bytes);
 
 // Puts names back in place of paths, in all that a rank says. People who read it know no paths of
 // this machine.

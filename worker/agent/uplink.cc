@@ -11,7 +11,7 @@ constexpr BootClock::duration kPatience = std::chrono::minutes(10);
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> Dial(const std::string& coordinator) {
+std::shared_ptr<grpc::Channel> Dial(const std::string& address) {
   grpc::ChannelArguments arguments;
   // Not shared with other channels, so that a new one dials anew and does not sit out the back-off
   // of an old one.
@@ -19,7 +19,11 @@ std::shared_ptr<grpc::Channel> Dial(const std::string& coordinator) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  return grpc::CreateCustomChannel(coordinator, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+std::shared_ptr<grpc::ServerCredentials> ListenCredentials() {
+  return grpc::InsecureServerCredentials();
 }
 
 bool IsTransient(const grpc::Status& status) {

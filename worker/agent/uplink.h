@@ -1,4 +1,4 @@
-// Channels to the coordinator, and what bounds the calls on them.
+// Channels to the coordinator and to other agents, and what bounds the calls on them.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -12,9 +12,11 @@
 
 namespace lemo::agent {
 
-// A channel with a connection of its own. Lazy: it dials with the first call. The one place that
-// says how the agent proves who it is.
-std::shared_ptr<grpc::Channel> Dial(const std::string& coordinator);
+// A channel with a connection of its own. Lazy: it dials with the first call. With the next the one
+// place that says how the agent proves who it is.
+std::shared_ptr<grpc::Channel> Dial(const std::string& address);
+// What it asks of those that dial it.
+std::shared_ptr<grpc::ServerCredentials> ListenCredentials();
 
 // Whether a call that failed so may succeed when it is made again.
 bool IsTransient(const grpc::Status& status);

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
 
@@ -40,7 +42,9 @@ Failure FailureOf(const GangEnd& end) {
     }
     return failure;
   }
-  const int code = WEXITSTATUS(end.status);
+  const bool told = end.error && (end.rank == 0 || end.error_is_cause);
+  const int code =
+      told && end.error->exit_code() != 0 ? end.error->exit_code() : WEXITSTATUS(end.status);
   switch (code) {
     case 2:
       // To the trainer the output directory is its user's; here it is this machine's.
@@ -53,7 +57,7 @@ Failure FailureOf(const GangEnd& end) {
     default:
       failure.set_kind(Failure::SYSTEM_ERROR);
   }
-  if (end.error && end.rank == 0) {  // only rank 0 has events
+  if (told) {
     failure.set_message(end.error->message());
     *failure.mutable_violations() = end.error->violations();
     failure.set_advice(end.error->advice());
@@ -64,6 +68,17 @@ Failure FailureOf(const GangEnd& end) {
 }
 
 }  // namespace
+
+std::optional<int> RankNamedIn(const std::string& message) {
+  const std::string begin = "rank ";
+  const size_t colon = message.find(':');
+  int rank = 0;
+  if (!absl::StartsWith(message, begin) || colon == std::string::npos ||
+      !absl::SimpleAtoi(message.substr(begin.size(), colon - begin.size()), &rank) || rank < 0) {
+    return std::nullopt;
+  }
+  return rank;
+}
 
 Failure SystemError(const std::string& message) {
   Failure failure;

@@ -22,6 +22,7 @@ namespace lemo::agent {
 struct Watchdog::Board {
   struct Slot {
     std::atomic<pid_t> group{0};
+    std::atomic<int64_t> patience{0};  // ticks of BootClock
   };
   std::atomic<int64_t> deadline{kNever.time_since_epoch().count()};
   std::array<Slot, 256> slots;
@@ -31,7 +32,6 @@ namespace {
 
 constexpr auto kPause = std::chrono::milliseconds(250);
 constexpr auto kOrphanPause = std::chrono::milliseconds(50);
-constexpr auto kOrphanPatience = std::chrono::seconds(20);
 
 // Kills the group, unless its leader is to be spared and lives. Whether anything of it is left.
 template <typename Slot>
@@ -54,13 +54,15 @@ template <typename Board>
   for (;;) {
     const Instant now = BootClock::now();
     const Instant deadline{BootClock::duration(board->deadline)};
-    const bool over = now >= deadline || (orphaned && now - orphaned_since > kOrphanPatience);
+    const bool ending = now >= deadline || orphaned;
     bool any = false;
-    if (over || orphaned) {
-      for (auto& slot : board->slots) any |= End(slot, /*spare_leader=*/!over);
+    for (auto& slot : board->slots) {
+      if (!ending) break;
+      const BootClock::duration patience(slot.patience);
+      any |= End(slot, /*spare_leader=*/now < deadline && now - orphaned_since <= patience);
     }
     if (orphaned && !any) ::_exit(0);
-    const auto pause = over || orphaned ? kOrphanPause : kPause;
+    const auto pause = ending ? kOrphanPause : kPause;
     pollfd poll{.fd = orphaned ? -1 : lifeline, .events = POLLIN};
     if (::poll(&poll, 1, static_cast<int>(pause.count())) > 0) {
       orphaned = true;
@@ -109,10 +111,13 @@ void Watchdog::SetDeadline(Instant deadline) {
 
 Instant Watchdog::Deadline() const { return Instant(BootClock::duration(board_->deadline)); }
 
-absl::Status Watchdog::Watch(pid_t group) {
+absl::Status Watchdog::Watch(pid_t group, BootClock::duration patience) {
   for (auto& slot : board_->slots) {
-    pid_t none = 0;
-    if (slot.group.compare_exchange_strong(none, group)) return absl::OkStatus();
+    // Only the agent fills slots, so one that is free stays so until the second line.
+    if (slot.group != 0) continue;
+    slot.patience = patience.count();
+    slot.group = group;
+    return absl::OkStatus();
   }
   return absl::ResourceExhaustedError("the watchdog watches 256 gangs already");
 }

@@ -17,7 +17,7 @@ namespace lemo::agent {
 // groups and a deadline, in shared memory:
 //  - past the deadline it kills the groups, whatever the agent does;
 //  - when the agent has died it lets the leaders write their checkpoints, kills what their groups
-//    leave, kills all at the deadline or after 20 s, and ends.
+//    leave, kills each at the deadline or after its patience, and ends.
 // The public interface belongs to one thread.
 class Watchdog {
  public:
@@ -31,8 +31,9 @@ class Watchdog {
   // Until when groups may live. kNever at first.
   void SetDeadline(Instant deadline);
   Instant Deadline() const;
-  // A group by its leader. ResourceExhausted when it watches 256 already.
-  absl::Status Watch(pid_t group);
+  // A group by its leader, which may take `patience` for its checkpoint when the agent has died.
+  // ResourceExhausted when it watches 256 already.
+  absl::Status Watch(pid_t group, BootClock::duration patience = std::chrono::seconds(20));
   // Does nothing for a group that is not watched.
   void Unwatch(pid_t group);
 
