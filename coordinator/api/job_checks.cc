@@ -4,14 +4,16 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/status_macros.h"
 #include "coordinator/api/names.h"
+#include "coordinator/core/contract.h"
 
 namespace lemo::coordinator {
 namespace {
 
 constexpr size_t kNameLimit = 63, kLabelKeyLimit = 63, kLabelValueLimit = 255;
-constexpr int kLabelLimit = 16, kRestartsLimit = 1000;
+constexpr int kLabelLimit = 16, kRestartsLimit = 1000, kRanksLimit = 4096;
 
 absl::Status CheckFiles(const google::protobuf::RepeatedPtrField<lemo::v1::DataFile>& files,
                         const std::string& field, Store* store, JobRecord* record,
@@ -48,6 +50,38 @@ void CheckPositive(bool given, double value, const std::string& field, Violation
   }
 }
 
+// How many ranks there are, and that the run's split of its work is one of so many.
+void CheckRanks(const lemo::v1::JobSpec& spec, Violations* violations) {
+  const lemo::v1::ResourceSpec& resources = spec.resources();
+  const int64_t ranks = resources.has_ranks() ? resources.ranks() : 1;
+  if (ranks < 1 || ranks > kRanksLimit) {
+    violations->Add("resources.ranks", absl::StrCat("must be 1 to ", kRanksLimit, ", got ", ranks));
+    return;
+  }
+  const int64_t least = resources.has_min_ranks() ? resources.min_ranks() : ranks;
+  if (least < 1 || least > ranks) {
+    violations->Add("resources.min_ranks", absl::StrCat("must be 1 to resources.ranks, which is ",
+                                                        ranks, "; got ", least));
+    return;
+  }
+  const lemo::v1::ParallelSpec& parallel = spec.run().parallel();
+  if (parallel.tensor() < 0 || parallel.data() < 0) return;  // the check of the run says so
+  const int64_t tensor = std::max(parallel.tensor(), 1);
+  const int64_t data = parallel.data();
+  if (data > 0 && tensor * data != ranks) {
+    violations->Add("run.parallel.data",
+                    absl::StrCat("tensor x data is ", tensor, " x ", data, " = ", tensor * data,
+                                 ", and resources.ranks is ", ranks));
+  } else if (ranks % tensor != 0) {
+    violations->Add("run.parallel.tensor", absl::StrCat("must divide resources.ranks, which is ",
+                                                        ranks, "; got ", tensor));
+  } else if (least < ranks && data > 0) {
+    violations->Add("run.parallel.data",
+                    "must be 0 or left out with resources.min_ranks below resources.ranks: the "
+                    "number of groups follows the ranks that there are");
+  }
+}
+
 }  // namespace
 
 absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord* record,
@@ -67,9 +101,9 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   }
 
   const lemo::v1::ResourceSpec& resources = spec.resources();
-  if (resources.has_ranks() && resources.ranks() != 1) {
-    violations->Add("resources.ranks", "must be 1: jobs of several ranks are not there yet");
-  }
+  // Of several numbers of ranks the planner takes those that fit.
+  if (spec.plan().ranks().empty()) CheckRanks(spec, violations);
+  CheckPlan(spec, absl::Now(), violations);
   const std::string& device = resources.device();
   if (resources.has_device() && device != "any" && device != "cpu" && device != "cuda") {
     violations->Add("resources.device",
@@ -99,6 +133,12 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   }
   if (run.data().has_cache_dir()) {
     violations->Add("run.data.cache_dir", "belongs to the service; leave it out");
+  }
+  if (run.model().has_bases_dir()) {
+    violations->Add("run.model.bases_dir", "belongs to the service; leave it out");
+  }
+  if (run.model().has_weights_digest()) {
+    violations->Add("run.model.weights_digest", "belongs to the service; leave it out");
   }
   if (run.has_device()) {
     violations->Add("run.device", "belongs to the service; use resources.device");

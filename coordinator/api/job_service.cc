@@ -13,6 +13,7 @@
 #include "coordinator/api/job_checks.h"
 #include "coordinator/api/names.h"
 #include "coordinator/api/watch_reactor.h"
+#include "coordinator/core/contract.h"
 #include "coordinator/store/job_filter.h"
 #include "coordinator/store/job_row.h"
 #include "google/protobuf/util/field_mask_util.h"
@@ -25,6 +26,8 @@ using google::protobuf::util::FieldMaskUtil;
 
 constexpr size_t kRequestIdLimit = 128;
 constexpr int kEventPage = 1000;
+// Queues change; who waits longer should look again.
+constexpr absl::Duration kOffersLast = absl::Minutes(15);
 
 // The same request has the same bytes whatever order its maps came in.
 std::string HashOf(const lemo::v1::JobSpec& spec) {
@@ -78,9 +81,14 @@ grpc::Status JobServiceImpl::SubmitJob(grpc::ServerContext*,
   if (!violations.empty()) return InvalidArgument(violations);
   *record.job.mutable_spec() = request->spec();
   if (request->validate_only()) {
-    const Verdict verdict = validator_->Check(record);
-    if (verdict) return FromVerdict(*verdict);
+    const Finding finding = validator_->Check(record);
+    if (finding.verdict) return FromVerdict(*finding.verdict);
     *job = record.job;
+    if (finding.contract) {
+      *job->mutable_contract() = *finding.contract;
+      NameBase(record, job->mutable_contract());
+      ApplyContract(*finding.contract, job->mutable_spec());
+    }
     return grpc::Status::OK;
   }
   const std::string id = NewId();
@@ -92,6 +100,25 @@ grpc::Status JobServiceImpl::SubmitJob(grpc::ServerContext*,
   absl::StatusOr<lemo::v1::Job> made = cluster_->Submit(std::move(record));
   if (!made.ok()) return ToGrpc(made.status());
   *job = *std::move(made);
+  return grpc::Status::OK;
+}
+
+grpc::Status JobServiceImpl::PlanJob(grpc::ServerContext*, const lemo::v1::PlanJobRequest* request,
+                                     lemo::v1::PlanJobResponse* response) {
+  JobRecord record;
+  Violations violations;
+  lemo::v1::JobSpec spec = request->spec();
+  spec.mutable_plan();  // an empty one asks for everything
+  const absl::Status looked_up = CheckJobSpec(spec, store_, &record, &violations);
+  if (!looked_up.ok()) return ToGrpc(looked_up);
+  if (!violations.empty()) return InvalidArgument(violations);
+  *record.job.mutable_spec() = std::move(spec);
+  if (const Verdict verdict = validator_->Plan(record, response->mutable_plan())) {
+    response->Clear();
+    return FromVerdict(*verdict);
+  }
+  *response->mutable_expire_time() = google::protobuf::util::TimeUtil::SecondsToTimestamp(
+      absl::ToUnixSeconds(absl::Now() + kOffersLast));
   return grpc::Status::OK;
 }
 

@@ -30,6 +30,8 @@ class JobServiceImpl final
 
   grpc::Status SubmitJob(grpc::ServerContext*, const lemo::v1::SubmitJobRequest*,
                          lemo::v1::Job*) override;
+  grpc::Status PlanJob(grpc::ServerContext*, const lemo::v1::PlanJobRequest*,
+                       lemo::v1::PlanJobResponse*) override;
   grpc::Status GetJob(grpc::ServerContext*, const lemo::v1::GetJobRequest*,
                       lemo::v1::Job*) override;
   grpc::Status ListJobs(grpc::ServerContext*, const lemo::v1::ListJobsRequest*,

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/files.h"
 #include "coordinator/core/core.h"
 #include "coordinator/core/timestamp.h"
 
@@ -39,17 +41,16 @@ absl::Duration Backoff(const lemo::v1::RestartSpec& spec, int restarts) {
   return absl::Seconds(std::min(seconds, kMaxBackoffSeconds));
 }
 
-AttemptId IdOf(const JobRecord& record) {
-  AttemptId id;
-  id.set_job(record.job.name());
-  id.set_attempt(record.job.attempt());
-  return id;
-}
-
 CoordinatorMessage Signal(const AttemptId& id, AttemptSignal::Signal signal) {
   CoordinatorMessage message;
   *message.mutable_signal()->mutable_id() = id;
   message.mutable_signal()->set_signal(signal);
+  return message;
+}
+
+CoordinatorMessage Forgotten(const AttemptId& id) {
+  CoordinatorMessage message;
+  *message.mutable_forgotten()->mutable_id() = id;
   return message;
 }
 
@@ -78,6 +79,11 @@ void UpdateProgress(const lemo::v1::RunEvent& event, absl::Time now, Job& job) {
       progress.set_eta_seconds(event.step().eta_seconds());
       progress.set_peak_bytes(event.step().peak_bytes());
       *progress.mutable_peak() = event.step().peak();
+      if (event.step().has_memory()) {
+        *progress.mutable_memory() = event.step().memory();
+      } else {
+        progress.clear_memory();
+      }
       if (event.step().has_sparsity()) progress.set_kept(MeanKept(event.step().sparsity()));
       break;
     case lemo::v1::RunEvent::kEval:
@@ -101,31 +107,67 @@ void UpdateProgress(const lemo::v1::RunEvent& event, absl::Time now, Job& job) {
 
 }  // namespace
 
-void Core::Start(JobRecord& record, const std::string& worker, const std::vector<int>& devices) {
+AttemptId IdOf(const JobRecord& record) {
+  AttemptId id;
+  id.set_job(record.job.name());
+  id.set_attempt(record.job.attempt());
+  return id;
+}
+
+void Core::Start(JobRecord& record, const scheduler::Placement& placement) {
   Job& job = record.job;
+  const std::string& worker = placement.parts.front().worker;
   job.set_worker(worker);
+  job.clear_nodes();
+  for (const scheduler::Part& part : placement.parts) {
+    lemo::v1::GangNode& node = *job.add_nodes();
+    node.set_worker(part.worker);
+    node.set_host(workers_.at(part.worker).hello.host());
+    for (const int device : part.devices) node.add_devices(device);
+  }
   job.set_attempt(job.attempt() + 1);
   job.clear_result();
   // What the former attempt said of its pace is not true of this one.
   job.mutable_progress()->clear_phase();
   job.mutable_progress()->clear_eta_seconds();
   job.mutable_progress()->clear_tokens_per_second();
+  job.mutable_progress()->clear_memory();
+  job.clear_allotment();
   if (!job.has_start_time()) *job.mutable_start_time() = ToTimestamp(now_);
   record.attempt_sequence = 0;
-  record.devices = devices;
+  record.devices = placement.parts.front().devices;
+  const int others = job.nodes_size() - 1;
   Enter(record, Job::STARTING, Job::REASON_UNSPECIFIED,
-        absl::StrCat(worker, " fetches its files and starts its ranks"));
-  SendAssignment(record);
+        others == 0 ? absl::StrCat(worker, " fetches its files and starts its ranks")
+                    : absl::StrCat(worker, " and ", others, others == 1 ? " other" : " others",
+                                   " fetch its files and start its ", RanksOf(record), " ranks"));
+  for (const lemo::v1::GangNode& node : job.nodes()) SendAssignment(record, node.worker());
 }
 
-void Core::SendAssignment(const JobRecord& record) {
+// Without the secret nobody makes one, and one tells nothing of another.
+std::string Core::GangToken(const AttemptId& id) const {
+  const std::string& secret = options_.gang_secret;
+  return Sha256Hex(
+      absl::StrCat(secret, Sha256Hex(absl::StrCat(secret, id.job(), " ", id.attempt()))));
+}
+
+void Core::SendAssignment(const JobRecord& record, const std::string& worker) {
   CoordinatorMessage message;
   lemo::v1::Assignment& assignment = *message.mutable_assign();
   *assignment.mutable_id() = IdOf(record);
   *assignment.mutable_run() = record.job.spec().run();
   *assignment.mutable_limits() = record.job.spec().limits();
-  for (int device : record.devices) assignment.add_devices(device);
-  assignment.set_ranks(static_cast<int>(record.devices.size()));
+  for (const lemo::v1::GangNode& node : record.job.nodes()) {
+    if (node.worker() == worker) *assignment.mutable_devices() = node.devices();
+    if (record.job.nodes_size() == 1) break;
+    lemo::v1::AssignedNode& assigned = *assignment.add_nodes();
+    assigned.set_worker(node.worker());
+    assigned.set_ranks(node.devices_size());
+    *assigned.mutable_endpoint() = workers_.at(node.worker()).hello.endpoint();
+  }
+  if (record.job.nodes_size() > 1) assignment.set_gang_token(GangToken(assignment.id()));
+  assignment.set_ranks(RanksOf(record));
+  assignment.set_contract_bytes(record.job.contract().memory_bytes());
   for (const lemo::v1::InputFile& file : record.files) *assignment.add_files() = file;
   assignment.set_model_path(record.model_path);
   assignment.set_model_fingerprint(record.model_fingerprint);
@@ -136,13 +178,19 @@ void Core::SendAssignment(const JobRecord& record) {
   assignment.set_shared_checkpoint_bytes(restart.has_shared_checkpoint_bytes()
                                              ? restart.shared_checkpoint_bytes()
                                              : kSharedCheckpointBytes);
-  SendTo(record.job.worker(), std::move(message));
+  SendTo(worker, std::move(message));
 }
 
 void Core::SendStop(const JobRecord& record) {
-  SendTo(record.job.worker(), Signal(IdOf(record), record.job.stop_request() == Job::STOP_CANCEL
-                                                       ? AttemptSignal::KILL
-                                                       : AttemptSignal::CHECKPOINT_AND_STOP));
+  if (record.job.stop_request() != Job::STOP_CANCEL) {
+    SendTo(record.job.worker(), Signal(IdOf(record), AttemptSignal::CHECKPOINT_AND_STOP));
+    return;
+  }
+  for (const lemo::v1::GangNode& node : record.job.nodes()) SendKill(record, node.worker());
+}
+
+void Core::SendKill(const JobRecord& record, const std::string& worker) {
+  SendTo(worker, Signal(IdOf(record), AttemptSignal::KILL));
 }
 
 JobRecord* Core::Current(const AttemptId& id, const std::string& worker) {
@@ -150,8 +198,15 @@ JobRecord* Core::Current(const AttemptId& id, const std::string& worker) {
   if (found == jobs_.end()) return nullptr;
   const Job& job = found->second.job;
   const bool current = (job.state() == Job::STARTING || job.state() == Job::RUNNING) &&
-                       job.attempt() == id.attempt() && job.worker() == worker;
+                       job.attempt() == id.attempt() &&
+                       std::any_of(job.nodes().begin(), job.nodes().end(),
+                                   [&](const auto& node) { return node.worker() == worker; });
   return current ? &found->second : nullptr;
+}
+
+JobRecord* Core::CurrentOfLead(const AttemptId& id, const std::string& worker) {
+  JobRecord* record = Current(id, worker);
+  return record != nullptr && record->job.worker() == worker ? record : nullptr;
 }
 
 void Core::BeginRunning(JobRecord& record) {
@@ -160,12 +215,15 @@ void Core::BeginRunning(JobRecord& record) {
     Enter(record, Job::RUNNING, Job::STOPPING, std::string(record.job.reason()));
   } else {
     Enter(record, Job::RUNNING, Job::REASON_UNSPECIFIED,
-          absl::StrCat("runs on ", record.job.worker()));
+          record.job.nodes_size() == 1
+              ? absl::StrCat("runs on ", record.job.worker())
+              : absl::StrCat(RanksOf(record), " ranks run on ", record.job.nodes_size(),
+                             " workers, led by ", record.job.worker()));
   }
 }
 
 void Core::OnStarted(const std::string& worker, const lemo::v1::AttemptStarted& started) {
-  JobRecord* record = Current(started.id(), worker);
+  JobRecord* record = CurrentOfLead(started.id(), worker);
   if (record == nullptr) {
     SendTo(worker, Signal(started.id(), AttemptSignal::KILL));
     return;
@@ -176,7 +234,7 @@ void Core::OnStarted(const std::string& worker, const lemo::v1::AttemptStarted& 
 void Core::OnEvents(const std::string& worker, const lemo::v1::AttemptEvents& events) {
   const int64_t first = events.first_sequence();
   const int64_t count = events.events_size();
-  JobRecord* record = Current(events.id(), worker);
+  JobRecord* record = CurrentOfLead(events.id(), worker);
   int64_t through = 0;
   if (record == nullptr) {
     // Dropped, and acknowledged so that the agent does not keep them.
@@ -191,7 +249,9 @@ void Core::OnEvents(const std::string& worker, const lemo::v1::AttemptEvents& ev
     for (int64_t i = stored + 1 - first; i < count; ++i) {
       const lemo::v1::RunEvent& event = events.events(static_cast<int>(i));
       *AddEvent(*record).mutable_run() = event;
+      const bool could_be_cut = CanBeCut(record->job);
       UpdateProgress(event, now_, record->job);
+      if (event.has_step()) OnMemory(*record, could_be_cut);
       ++record->attempt_sequence;
     }
     through = record->attempt_sequence;
@@ -204,9 +264,14 @@ void Core::OnEvents(const std::string& worker, const lemo::v1::AttemptEvents& ev
 
 void Core::OnLog(const std::string& worker, const lemo::v1::AttemptLog& log) {
   const JobRecord* record = Current(log.id(), worker);
-  if (record == nullptr || log.chunk().offset() < 0 || log.chunk().rank() < 0 ||
-      log.chunk().rank() >= static_cast<int>(record->devices.size())) {
-    return;
+  if (record == nullptr || log.chunk().offset() < 0) return;
+  int first = 0;  // rank of the node
+  for (const lemo::v1::GangNode& node : record->job.nodes()) {
+    if (node.worker() == worker) {
+      if (log.chunk().rank() < first || log.chunk().rank() >= first + node.devices_size()) return;
+      break;
+    }
+    first += node.devices_size();
   }
   AppendLog append{log.id().job(), log.chunk()};
   append.chunk.set_attempt(log.id().attempt());
@@ -214,7 +279,7 @@ void Core::OnLog(const std::string& worker, const lemo::v1::AttemptLog& log) {
 }
 
 void Core::OnCheckpoint(const std::string& worker, const lemo::v1::AttemptCheckpoint& message) {
-  JobRecord* record = Current(message.id(), worker);
+  JobRecord* record = CurrentOfLead(message.id(), worker);
   // The agent repeats what it does not know to have arrived.
   if (record == nullptr || message.checkpoint().files().empty() ||
       message.checkpoint().step() <= record->job.checkpoint().step()) {
@@ -238,26 +303,87 @@ void Core::ReplaceCheckpoint(JobRecord& record, const lemo::v1::JobCheckpoint* c
 
 void Core::OnEnded(const std::string& worker, const AttemptEnded& ended) {
   JobRecord* record = Current(ended.id(), worker);
-  if (record != nullptr) {
-    // Some of its events are under way; the agent repeats the end.
-    if (ended.last_sequence() > record->attempt_sequence) return;
-    End(*record, ended);
+  if (record == nullptr) {
+    SendTo(worker, Forgotten(ended.id()));
+    return;
   }
-  CoordinatorMessage message;
-  *message.mutable_forgotten()->mutable_id() = ended.id();
-  SendTo(worker, std::move(message));
+  // Some of its events are under way; the agent repeats the end.
+  if (record->job.worker() == worker && ended.last_sequence() > record->attempt_sequence) return;
+  EndOn(*record, worker, ended);
 }
 
-void Core::End(JobRecord& record, const AttemptEnded& ended) {
-  Job& job = record.job;
-  if (ended.run_seconds() > 0 && std::isfinite(ended.run_seconds())) {
+void Core::EndOn(JobRecord& record, const std::string& worker, const AttemptEnded& ended) {
+  const bool lead = record.job.worker() == worker;
+  Ending& ending = endings_[record.job.name()];
+  ending.told.insert(worker);
+  if (lead && !std::exchange(ending.charged, true) && ended.run_seconds() > 0 &&
+      std::isfinite(ended.run_seconds())) {
     record.run_seconds_used += ended.run_seconds();
   }
+  if (!lead && ended.outcome() == AttemptEnded::SUCCEEDED) {
+    AttemptEnded fault;
+    fault.set_outcome(AttemptEnded::FAILED);
+    *fault.mutable_failure() =
+        SystemError(absl::StrCat(worker, " told of success, though it does not lead the ranks"));
+    OverOn(record, worker, fault);
+  } else if (!lead && ended.has_failure()) {
+    AttemptEnded fault = ended;  // whoever reads of it looks at the lead first
+    fault.mutable_failure()->set_message(absl::StrCat(worker, ": ", ended.failure().message()));
+    OverOn(record, worker, fault);
+  } else {
+    OverOn(record, worker, ended);
+  }
+}
+
+void Core::EndLost(JobRecord& record, const std::string& worker, const std::string& message) {
+  AttemptEnded lost;
+  lost.set_outcome(AttemptEnded::FAILED);
+  *lost.mutable_failure() = SystemError(message);
+  lost.set_last_sequence(record.attempt_sequence);
+  Ending& ending = endings_[record.job.name()];
+  if (!std::exchange(ending.charged, true)) ChargeLostTime(record);
+  OverOn(record, worker, lost);
+}
+
+void Core::OverOn(JobRecord& record, const std::string& worker, const AttemptEnded& ended) {
+  Ending& ending = endings_[record.job.name()];
+  ending.over.insert(worker);
+  if (ending.worker.empty()) {
+    ending.worker = worker;
+    ending.end = ended;
+    for (const lemo::v1::GangNode& node : record.job.nodes()) {
+      if (node.worker() != worker) SendKill(record, node.worker());
+    }
+  }
+  ConcludeIfOver(record);
+}
+
+void Core::ConcludeIfOver(JobRecord& record) {
+  const auto found = endings_.find(record.job.name());
+  std::vector<std::string> waits;
+  for (const lemo::v1::GangNode& node : record.job.nodes()) {
+    if (found->second.over.count(node.worker()) == 0) waits.push_back(node.worker());
+  }
+  if (!waits.empty()) {
+    Explain(record, record.job.reason_code(),
+            absl::StrCat("ends: ", found->second.worker, " has nothing left of it; waits for ",
+                         absl::StrJoin(waits, ", ")));
+    return;
+  }
+  const Ending ending = std::move(found->second);
+  endings_.erase(found);
+  const AttemptId id = IdOf(record);
+  End(record, ending.end, ending.worker);
+  for (const std::string& worker : ending.told) SendTo(worker, Forgotten(id));
+}
+
+void Core::End(JobRecord& record, const AttemptEnded& ended, const std::string& worker) {
+  Job& job = record.job;
   if (job.stop_request() == Job::STOP_CANCEL) {
     Cancel(record);
     return;
   }
-  if (ended.last_sequence() < record.attempt_sequence) {
+  if (worker == job.worker() && ended.last_sequence() < record.attempt_sequence) {
     Restart(record, absl::StrCat(job.worker(), " lost events of the run: it ended with ",
                                  ended.last_sequence(), ", stored are ", record.attempt_sequence));
     return;
@@ -277,8 +403,14 @@ void Core::End(JobRecord& record, const AttemptEnded& ended) {
       return;
     case AttemptEnded::FAILED:
       switch (ended.failure().kind()) {
-        case Failure::USER_ERROR:
         case Failure::OUT_OF_MEMORY:
+          // Not by what it was promised: it goes on with all of that.
+          if (job.has_allotment()) {
+            Restart(record, ended.failure());
+            return;
+          }
+          [[fallthrough]];
+        case Failure::USER_ERROR:
         case Failure::LIMIT_EXCEEDED:
           Fail(record, ended.failure());
           return;
@@ -287,7 +419,7 @@ void Core::End(JobRecord& record, const AttemptEnded& ended) {
           return;
       }
     default:
-      Restart(record, absl::StrCat(job.worker(), " did not tell how the run ended"));
+      Restart(record, absl::StrCat(worker, " did not tell how the run ended"));
   }
 }
 

@@ -27,6 +27,7 @@ std::vector<Effect> Core::Recover(std::vector<JobRecord> jobs,
     last_number_ = std::max(last_number_, record.number);
     switch (record.job.state()) {
       case Job::VALIDATING:
+      case Job::PLANNING:
         effects_.push_back(StartValidation{record});
         break;
       case Job::QUEUED:
@@ -35,16 +36,22 @@ std::vector<Effect> Core::Recover(std::vector<JobRecord> jobs,
         queue_.emplace(record.queued_time, record.number, name);
         break;
       case Job::STARTING:
-      case Job::RUNNING: {
-        WorkerEntry& worker = workers_[record.job.worker()];
+      case Job::RUNNING:
         // A clock that went back since must not put its start into the future.
         record.running_since = std::min(record.running_since, clock_);
-        worker.hello.set_worker(record.job.worker());
-        worker.lease_end = grace_end;
-        worker.jobs.insert(name);
+        if (record.job.nodes().empty()) {  // of an older version
+          lemo::v1::GangNode& node = *record.job.add_nodes();
+          node.set_worker(record.job.worker());
+          for (const int device : record.devices) node.add_devices(device);
+        }
+        for (const lemo::v1::GangNode& node : record.job.nodes()) {
+          WorkerEntry& worker = workers_[node.worker()];
+          worker.hello.set_worker(node.worker());
+          worker.lease_end = grace_end;
+          worker.jobs.insert(name);
+        }
         lease_check_at_ = std::min(lease_check_at_, grace_end);
         break;
-      }
       case Job::PAUSED:
         break;
       default:
@@ -116,6 +123,12 @@ std::vector<Effect> Core::Flush() {
   for (Effect& effect : effects_) all.push_back(std::move(effect));
   effects_.clear();
   return all;
+}
+
+int RanksOf(const JobRecord& record) {
+  int ranks = 0;
+  for (const lemo::v1::GangNode& node : record.job.nodes()) ranks += node.devices_size();
+  return ranks;
 }
 
 const JobRecord* Core::Find(const std::string& job) const {

@@ -7,6 +7,13 @@
 //
 // Rules that hold after every step (design sections 3 and 8):
 //  - a job has at most one attempt that may run: the current one; its number only grows;
+//  - an attempt over several workers, a gang, is placed on all of them or on none. It ends by its
+//    lead's word, or by the first worker of which it is lost or fails. It is over, and its devices
+//    are given to nobody else, when every worker has said that nothing of it is left there, or was
+//    lost;
+//  - jobs share a device only by contract: each has one, and together they fit in its memory, what
+//    they have in common counted once. One that may be cut counts with what it had until a step of
+//    it has kept to less;
 //  - a worker may run an attempt only under its lease. A job of a worker whose lease has run out is
 //    placed anew only after the lease and a margin for the agent to end its ranks;
 //  - an attempt's events are taken once, in order, and only while the attempt is current; its end
@@ -29,6 +36,7 @@
 #include <string>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -36,6 +44,7 @@
 #include "absl/time/time.h"
 #include "lemo/v1/job.pb.h"
 #include "lemo/v1/worker_service.pb.h"
+#include "scheduler/occupancy.h"
 #include "scheduler/scheduler.h"
 
 namespace lemo::coordinator {
@@ -59,7 +68,8 @@ struct JobRecord {
   std::string model_path;
   std::string model_fingerprint;
   std::vector<lemo::v1::ModelFile> model_files;  // none in jobs of older versions
-  std::vector<int> devices;                      // of the current attempt on job.worker()
+  // Of the current attempt on job.worker(); job.nodes() has those of all workers.
+  std::vector<int> devices;
   // Of the SubmitJob call, and what it asked for: a repeated id answers the same job. May be empty.
   std::string request_id;
   std::string request_hash;
@@ -67,7 +77,8 @@ struct JobRecord {
 
 // --- Events ---
 
-// A job of the API: its spec was checked as far as the request path does. `record.job` has name,
+// A job of the API, which is then VALIDATING, or PLANNING with `spec.plan`: its spec was checked as
+// far as the request path does. `record.job` has name,
 // spec and create_time, the record what the job names (files, model) and a `number` larger than any
 // that the store knows; the rest is filled in. ALREADY_EXISTS for a name that is taken.
 struct Submitted {
@@ -77,6 +88,7 @@ struct Validated {
   std::string job;
   std::optional<lemo::v1::Failure> failure;  // nullopt: the job may be queued
   int64_t memory_bytes = 0;  // estimate for a rank when the spec names none; 0: unknown
+  std::optional<lemo::v1::Contract> contract = std::nullopt;  // of a job that has `spec.plan`
 };
 struct CancelRequested {
   std::string job;
@@ -166,7 +178,26 @@ struct CoreOptions {
   absl::Duration fence_margin = absl::Seconds(5);
   // Grace for running jobs after the coordinator's own restart, until agents have dialled again.
   absl::Duration recovery_grace = absl::Seconds(15);
+  // What tokens of gangs are made from. The same over restarts, or a gang that is being placed then
+  // fails and is placed again.
+  std::string gang_secret;
 };
+
+// Ranks on all workers of the job's attempt.
+int RanksOf(const JobRecord& record);
+
+// What the job asks of the scheduler.
+scheduler::Request SchedulerRequest(const JobRecord& record);
+
+// The job's current attempt, by name.
+lemo::v1::AttemptId IdOf(const JobRecord& record);
+
+// What a STARTING or RUNNING job has of its devices.
+scheduler::Occupant OccupantOf(const lemo::v1::Job& job);
+
+// Whether the contract may be cut now: the job allows it, its ranks have said in this attempt what
+// they can go on with, and their last step was computed with what the job has now.
+bool CanBeCut(const lemo::v1::Job& job);
 
 class Core {
  public:
@@ -196,6 +227,8 @@ class Core {
   // Jobs that wait for a placement, in order.
   std::vector<const JobRecord*> Queue() const;
   std::vector<lemo::v1::Worker> Workers() const;
+  // What runs and waits, and for how long it is expected to.
+  scheduler::Outlook MakeOutlook() const;
   // Names of files that jobs need which have not ended.
   bool UsesFile(const std::string& file) const;
 
@@ -208,6 +241,15 @@ class Core {
     bool draining = false;       // by an operator, who cordoned it as well
     bool leaving = false;        // its agent said so; until the next Hello
     std::set<std::string> jobs;  // STARTING or RUNNING on it
+  };
+  // An attempt of which nothing will come any more, until nothing of it is left anywhere. Memory
+  // only: who has said the end repeats it to the next coordinator.
+  struct Ending {
+    lemo::v1::AttemptEnded end;  // the first that was said, or that a worker was lost
+    std::string worker;          // of that
+    std::set<std::string> over;  // workers that have nothing of it left
+    std::set<std::string> told;  // those that said so, and wait to hear that it was stored
+    bool charged = false;        // the lead told how long it ran
   };
   // A job that this step has changed, and the events that came of it.
   struct Change {
@@ -240,12 +282,18 @@ class Core {
   void Fail(JobRecord& record, const lemo::v1::Failure& failure);
 
   // attempts.cc: what agents say of attempts.
-  void Start(JobRecord& record, const std::string& worker, const std::vector<int>& devices);
-  void SendAssignment(const JobRecord& record);
-  // Tells the agent of a STARTING or RUNNING job to end it, as its stop request or a drain demands.
+  void Start(JobRecord& record, const scheduler::Placement& placement);
+  // To one of its workers.
+  void SendAssignment(const JobRecord& record, const std::string& worker);
+  std::string GangToken(const lemo::v1::AttemptId& id) const;
+  // Tells the agents of a STARTING or RUNNING job to end it, as its stop request or a drain
+  // demands: a gang's lead lets the ranks checkpoint, on all nodes; a cancel is told to everybody.
   void SendStop(const JobRecord& record);
-  // The attempt that `worker` may speak of; nullptr when it is not a current one.
+  void SendKill(const JobRecord& record, const std::string& worker);
+  // The attempt that `worker` has a part in; nullptr when it is not a current one.
   JobRecord* Current(const lemo::v1::AttemptId& id, const std::string& worker);
+  // The attempt that `worker` leads, which alone tells what the run does.
+  JobRecord* CurrentOfLead(const lemo::v1::AttemptId& id, const std::string& worker);
   void OnStarted(const std::string& worker, const lemo::v1::AttemptStarted& started);
   void OnEvents(const std::string& worker, const lemo::v1::AttemptEvents& events);
   void OnEnded(const std::string& worker, const lemo::v1::AttemptEnded& ended);
@@ -254,7 +302,14 @@ class Core {
   // The job's checkpoint becomes `checkpoint`, and the former one's content is dropped.
   void ReplaceCheckpoint(JobRecord& record, const lemo::v1::JobCheckpoint* checkpoint);
   void BeginRunning(JobRecord& record);
-  void End(JobRecord& record, const lemo::v1::AttemptEnded& ended);
+  // Nothing of the attempt is left on `worker`, which says so itself or (EndLost) cannot. The first
+  // of a gang ends it everywhere; when all are over the attempt's end counts.
+  void EndOn(JobRecord& record, const std::string& worker, const lemo::v1::AttemptEnded& ended);
+  void EndLost(JobRecord& record, const std::string& worker, const std::string& message);
+  void OverOn(JobRecord& record, const std::string& worker, const lemo::v1::AttemptEnded& ended);
+  void ConcludeIfOver(JobRecord& record);
+  // `worker` is whose word counts.
+  void End(JobRecord& record, const lemo::v1::AttemptEnded& ended, const std::string& worker);
   // The attempt ended without a word of its agent's on how long it ran: all of the time counts
   // against limits.run_seconds.
   void ChargeLostTime(JobRecord& record);
@@ -283,6 +338,23 @@ class Core {
   // placement.cc
   void RequestPlacement();
   void Place();
+  // Those that are connected or expected back, with what their jobs have of them unless `idle`.
+  void AddWorkers(bool idle, std::vector<scheduler::Worker>* workers,
+                  std::vector<scheduler::Worker>* returning) const;
+
+  // allotments.cc
+  // Whether a job has less than its contract.
+  bool HasCuts() const;
+  // Has jobs that allow it give up memory for the first of these that waits for a device; or, when
+  // none does, gives back what was taken. Which job waits for room that others make, and a sentence
+  // that says whose; empty for none.
+  std::pair<std::string, std::string> MakeRoom(const std::vector<scheduler::Waiting>& waiting);
+  // Amends the job's contract for this attempt: what each rank may have. `for_job` waits for a cut.
+  void Allot(JobRecord& record, int64_t memory_bytes, const std::string& for_job);
+  // What the ranks of a job with an allotment may have, to its lead.
+  void SendBudget(const JobRecord& record);
+  // A step has told its memory, and `job.progress` has it. `could_be_cut`: CanBeCut before that.
+  void OnMemory(JobRecord& record, bool could_be_cut);
 
   CoreOptions options_;
   const scheduler::Scheduler* scheduler_;
@@ -290,6 +362,7 @@ class Core {
   std::map<std::string, JobRecord> jobs_;  // that have not ended
   std::set<QueueKey> queue_;               // of jobs_ that are QUEUED
   std::map<std::string, WorkerEntry> workers_;
+  std::map<std::string, Ending> endings_;    // by job
   std::map<int64_t, std::string> sessions_;  // open ones, to their worker
   std::set<std::string> cordoned_;           // also of workers that are not here
   int64_t last_number_ = 0;

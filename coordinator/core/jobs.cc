@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/core/contract.h"
 #include "coordinator/core/core.h"
 #include "coordinator/core/timestamp.h"
 
@@ -22,6 +23,14 @@ absl::Status NotFound(const std::string& job) {
 absl::Status BeingCancelled(const Job& job) {
   return absl::FailedPreconditionError(
       absl::StrCat(job.name(), " is ", Job::State_Name(job.state()), " and is being cancelled"));
+}
+
+bool BeingChecked(Job::State state) { return state == Job::VALIDATING || state == Job::PLANNING; }
+
+std::string CheckText(const Job& job) {
+  return job.state() == Job::PLANNING
+             ? "its data and model are being checked and its offers worked out"
+             : "its data and model are being checked";
 }
 
 bool OnWorker(Job::State state) { return state == Job::STARTING || state == Job::RUNNING; }
@@ -49,18 +58,30 @@ void Core::Enter(JobRecord& record, Job::State state, Job::ReasonCode code,
                  const std::string& reason, const Failure* failure) {
   Job& job = record.job;
   const Job::State from = job.state();
-  if (from == Job::QUEUED) queue_.erase({record.queued_time, record.number, job.name()});
+  if (from == Job::QUEUED) {
+    queue_.erase({record.queued_time, record.number, job.name()});
+    // What others gave up for it may be theirs again.
+    if (!OnWorker(state)) RequestPlacement();
+  }
   if (state == Job::QUEUED) {
     record.queued_time = now_;
     queue_.emplace(record.queued_time, record.number, job.name());
     RequestPlacement();
   }
   if (OnWorker(from) && !OnWorker(state)) {
-    workers_.at(job.worker()).jobs.erase(job.name());
+    for (const lemo::v1::GangNode& node : job.nodes()) {
+      workers_.at(node.worker()).jobs.erase(job.name());
+    }
+    endings_.erase(job.name());
     record.devices.clear();
+    job.clear_allotment();
     RequestPlacement();
   }
-  if (OnWorker(state) && !OnWorker(from)) workers_.at(job.worker()).jobs.insert(job.name());
+  if (OnWorker(state) && !OnWorker(from)) {
+    for (const lemo::v1::GangNode& node : job.nodes()) {
+      workers_.at(node.worker()).jobs.insert(job.name());
+    }
+  }
   if (state == Job::RUNNING) record.running_since = clock_;
 
   job.set_state(state);
@@ -72,7 +93,7 @@ void Core::Enter(JobRecord& record, Job::State state, Job::ReasonCode code,
   change.set_reason_code(code);
   change.set_reason(reason);
   if (failure != nullptr) *change.mutable_failure() = *failure;
-  if (!OnWorker(state) && state != Job::VALIDATING) job.set_stop_request(Job::STOP_NONE);
+  if (!OnWorker(state) && !BeingChecked(state)) job.set_stop_request(Job::STOP_NONE);
   if (state == Job::SUCCEEDED || state == Job::FAILED || state == Job::CANCELLED) {
     *job.mutable_end_time() = ToTimestamp(now_);
     ReplaceCheckpoint(record, nullptr);
@@ -128,7 +149,9 @@ absl::Status Core::On(const Submitted& event) {
   if (record.number == 0) record.number = last_number_ + 1;
   last_number_ = std::max(last_number_, record.number);
   record.job.mutable_progress()->set_eval_loss(std::numeric_limits<double>::quiet_NaN());
-  Enter(record, Job::VALIDATING, Job::CHECKING_DATA, "its data and model are being checked");
+  const bool planned = record.job.spec().has_plan();
+  Enter(record, planned ? Job::PLANNING : Job::VALIDATING, Job::CHECKING_DATA, "");
+  Explain(record, Job::CHECKING_DATA, CheckText(record.job));
   effects_.push_back(StartValidation{record});
   return absl::OkStatus();
 }
@@ -136,12 +159,23 @@ absl::Status Core::On(const Submitted& event) {
 absl::Status Core::On(const Validated& event) {
   auto found = jobs_.find(event.job);
   // Cancelled meanwhile, or said twice.
-  if (found == jobs_.end() || found->second.job.state() != Job::VALIDATING) {
+  if (found == jobs_.end() || !BeingChecked(found->second.job.state())) {
     return absl::OkStatus();
   }
   JobRecord& record = found->second;
   if (event.failure.has_value()) {
     Fail(record, *event.failure);
+    return absl::OkStatus();
+  }
+  if (event.contract.has_value()) {
+    *record.job.mutable_contract() = *event.contract;
+    NameBase(record, record.job.mutable_contract());
+    ApplyContract(*event.contract, record.job.mutable_spec());
+  } else if (record.job.state() == Job::PLANNING) {
+    Failure failure;
+    failure.set_kind(Failure::SYSTEM_ERROR);
+    failure.set_message("was planned, and came without an offer");
+    Fail(record, failure);
     return absl::OkStatus();
   }
   if (event.memory_bytes > 0 && !record.job.spec().resources().has_memory_bytes()) {
@@ -168,7 +202,7 @@ absl::Status Core::On(const CancelRequested& event) {
     SendStop(record);
     return absl::OkStatus();
   }
-  if (record.job.state() == Job::VALIDATING) effects_.push_back(StopValidation{event.job});
+  if (BeingChecked(record.job.state())) effects_.push_back(StopValidation{event.job});
   Cancel(record);
   return absl::OkStatus();
 }
@@ -186,9 +220,8 @@ absl::Status Core::On(const PauseRequested& event) {
   }
   job.set_stop_request(Job::STOP_PAUSE);
   Touch(record);
-  if (job.state() == Job::VALIDATING) {
-    Explain(record, Job::CHECKING_DATA,
-            "its data and model are being checked; it will be paused then");
+  if (BeingChecked(job.state())) {
+    Explain(record, Job::CHECKING_DATA, absl::StrCat(CheckText(job), "; it will be paused then"));
     return absl::OkStatus();
   }
   Explain(record, Job::STOPPING, "is being paused: its ranks checkpoint and leave their devices");
@@ -207,8 +240,8 @@ absl::Status Core::On(const ResumeRequested& event) {
   } else if (job.stop_request() == Job::STOP_PAUSE) {
     job.set_stop_request(Job::STOP_NONE);
     Touch(record);
-    if (job.state() == Job::VALIDATING) {
-      Explain(record, Job::CHECKING_DATA, "its data and model are being checked");
+    if (BeingChecked(job.state())) {
+      Explain(record, Job::CHECKING_DATA, CheckText(job));
     } else {
       // The ranks were already told; the job goes through the queue once more.
       Explain(record, Job::STOPPING, "its ranks checkpoint and end; it is queued again then");

@@ -104,15 +104,26 @@ void Core::Attach(const std::string& name, WorkerEntry& worker) {
   for (const std::string& job : jobs) {
     JobRecord& record = jobs_.at(job);
     const bool stopping = record.job.reason_code() == Job::STOPPING;
-    if (reported.count(job) > 0) {
+    if (const auto ending = endings_.find(job); ending != endings_.end()) {
+      if (reported.count(job) == 0) {
+        OverOn(record, name, {});
+      } else {
+        // Also when it was taken for lost: what it has of the attempt it will tell the end of.
+        ending->second.over.erase(name);
+        SendKill(record, name);
+      }
+    } else if (reported.count(job) > 0) {
+      if (record.job.has_allotment()) SendBudget(record);
       if (stopping) SendStop(record);
     } else if (record.job.state() == Job::RUNNING) {
-      ChargeLostTime(record);
-      Restart(record, absl::StrCat(name, " no longer knows of the run"));
+      EndLost(record, name, absl::StrCat(name, " no longer knows of the run"));
     } else if (stopping) {
-      Stopped(record);
+      lemo::v1::AttemptEnded nothing;
+      nothing.set_outcome(lemo::v1::AttemptEnded::STOPPED);
+      nothing.set_last_sequence(record.attempt_sequence);
+      OverOn(record, name, nothing);
     } else {
-      SendAssignment(record);
+      SendAssignment(record, name);
     }
   }
 }
@@ -223,7 +234,7 @@ void Core::CheckLeases() {
     WorkerEntry& worker = entry->second;
     const absl::Time fence = worker.lease_end + options_.fence_margin;
     absl::Time next = worker.lease_end;
-    if (clock_ >= fence + kRememberLost) {
+    if (clock_ >= fence + kRememberLost && worker.jobs.empty()) {
       entry = workers_.erase(entry);
       continue;
     }
@@ -248,9 +259,9 @@ void Core::Lose(const std::string& name, WorkerEntry& worker) {
   }
   const std::set<std::string> jobs = worker.jobs;
   for (const std::string& job : jobs) {
-    ChargeLostTime(jobs_.at(job));
-    Restart(jobs_.at(job), absl::StrCat(name, " was lost: it has not been heard of for ",
-                                        absl::FormatDuration(options_.lease)));
+    EndLost(jobs_.at(job), name,
+            absl::StrCat(name, " was lost: it has not been heard of for ",
+                         absl::FormatDuration(options_.lease)));
   }
   RequestPlacement();
 }
@@ -269,6 +280,7 @@ std::vector<lemo::v1::Worker> Core::Workers() const {
     *worker.mutable_devices() = entry.hello.devices();
     worker.set_host_memory_bytes(entry.hello.host_memory_bytes());
     worker.set_version(entry.hello.version());
+    worker.set_address(entry.hello.endpoint().address());
     *worker.mutable_lease_expire_time() = ToTimestamp(now_ + (entry.lease_end - clock_));
     for (const std::string& job : entry.jobs) worker.add_jobs(job);
     worker.set_state(entry.lost                        ? lemo::v1::Worker::LOST

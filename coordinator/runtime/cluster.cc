@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
+#include "coordinator/core/contract.h"
 
 namespace lemo::coordinator {
 namespace {
@@ -290,8 +291,15 @@ ClusterState Cluster::State() const {
             std::min(state.oldest_queued_time.value_or(record.queued_time), record.queued_time);
       }
       if (job.state() == lemo::v1::Job::STARTING || job.state() == lemo::v1::Job::RUNNING) {
-        state.placed.push_back(
-            {name, job.attempt(), job.restarts(), record.devices, job.progress()});
+        state.placed.push_back({name,
+                                job.attempt(),
+                                job.restarts(),
+                                {job.nodes().begin(), job.nodes().end()},
+                                job.progress(),
+                                job.contract().memory_bytes(),
+                                OccupantOf(job).memory_bytes,
+                                job.contract().base_bytes(),
+                                job.contract().base()});
       }
     }
     state.workers = core_->Workers();
@@ -303,6 +311,15 @@ ClusterState Cluster::State() const {
   const std::lock_guard lock(queue_mutex_);
   state.waiting_events = queue_.size();
   return state;
+}
+
+void Cluster::AddTimes(const JobRecord& record, lemo::v1::PlanResult* plan) const {
+  scheduler::Outlook outlook;
+  {
+    const std::lock_guard lock(core_mutex_);
+    outlook = core_->MakeOutlook();
+  }
+  coordinator::AddTimes(scheduler_, outlook, record, absl::Now(), plan);
 }
 
 bool Cluster::UsesFile(const std::string& file) const {

@@ -65,8 +65,12 @@ struct ClusterState {
     std::string name;
     int attempt = 0;
     int restarts = 0;
-    std::vector<int> devices;
+    std::vector<lemo::v1::GangNode> nodes;
     lemo::v1::Progress progress;
+    int64_t contract_bytes = 0;  // of a rank; 0 without a contract
+    int64_t allotted_bytes = 0;  // of those, now
+    int64_t base_bytes = 0;      // of those, in common with others
+    std::string base;
   };
   // How many have not ended, by state and reason.
   std::map<std::pair<lemo::v1::Job::State, lemo::v1::Job::ReasonCode>, int64_t> jobs;
@@ -108,6 +112,8 @@ class Cluster {
   };
   std::vector<QueueEntry> Queue() const;
   ClusterState State() const;
+  // Adds to a plan when each offer could start, as things are now: see core/contract.h.
+  void AddTimes(const JobRecord& record, lemo::v1::PlanResult* plan) const;
   bool UsesFile(const std::string& file) const;
   // Whether `id` is the attempt that the job is now in.
   bool IsCurrent(const lemo::v1::AttemptId& id) const;

@@ -31,6 +31,7 @@
 #include "coordinator/artifacts/artifacts.h"
 #include "coordinator/runtime/backups.h"
 #include "coordinator/runtime/cluster.h"
+#include "coordinator/runtime/gang_secret.h"
 #include "coordinator/runtime/janitor.h"
 #include "coordinator/runtime/log_files.h"
 #include "coordinator/runtime/metrics.h"
@@ -105,6 +106,9 @@ class LocalServices final : public Services {
   Janitor* const janitor_;
 };
 
+// Runs by which a plan's times are corrected, of one kind and altogether.
+constexpr int kHistoryOfKind = 16, kHistoryMost = 1024;
+
 // A rank holds its model's weights at least.
 int64_t LeastMemory(Store* store, const std::string& job) {
   const auto found = store->GetJob(job);
@@ -134,12 +138,27 @@ int Serve(const Options& options, const sigset_t& signals) {
   LogFiles logs((dir / "logs").string());
   // The validator answers to the cluster, which starts validations while it recovers.
   std::promise<Cluster*> started;
+  const std::shared_future<Cluster*> known = started.get_future().share();
+  Metrics metrics;
+  ValidatorOptions validator_options;
+  validator_options.train_program = options.train;
+  validator_options.scratch = (dir / "validation").string();
+  validator_options.workers = options.validators;
+  validator_options.rates_file = (dir / "rates.json").string();
+  validator_options.add_times = [known](const JobRecord& record, lemo::v1::PlanResult* plan) {
+    if (known.get() != nullptr) known.get()->AddTimes(record, plan);
+  };
+  validator_options.history = [store = store->get()] {
+    // No plan fails for want of it.
+    return store->RunTimes(kHistoryOfKind, kHistoryMost).value_or(std::vector<lemo::v1::RunTime>());
+  };
+  validator_options.count_offers = [&metrics](const char* outcome) { metrics.OnOffers(outcome); };
   Validator validator(
-      {options.train, (dir / "validation").string(), options.validators}, artifacts->get(),
-      [store = store->get(), cluster = started.get_future().share()](const std::string& job,
-                                                                     Verdict verdict) {
-        if (cluster.get() == nullptr) return;
-        cluster.get()->Post(Validated{job, std::move(verdict), LeastMemory(store, job)});
+      validator_options, artifacts->get(),
+      [store = store->get(), known](const std::string& job, Finding finding) {
+        if (known.get() == nullptr) return;
+        known.get()->Post(Validated{job, std::move(finding.verdict), LeastMemory(store, job),
+                                    std::move(finding.contract)});
       });
   JanitorOptions keep;
   keep.keep_events = DaysOf(options.keep_events);
@@ -149,12 +168,14 @@ int Serve(const Options& options, const sigset_t& signals) {
       Backups::Open(dir, store->get(), artifacts->get(), checkpoints->get(), &janitor);
   if (!backups.ok()) return Fail(kUserFault, std::string(backups.status().message()));
   LocalServices services(&validator, &logs, &janitor);
-  Metrics metrics;
   CoreOptions core_options;
   core_options.lease = absl::Seconds(options.lease_seconds);
   core_options.heartbeat = core_options.lease / 5;
   core_options.fence_margin = core_options.lease / 2;
   core_options.recovery_grace = core_options.lease + core_options.fence_margin;
+  const auto gang_secret = GangSecret(dir);
+  if (!gang_secret.ok()) return Fail(kUserFault, std::string(gang_secret.status().message()));
+  core_options.gang_secret = *gang_secret;
   const auto cluster = Cluster::Start(core_options, store->get(), &hub, &services, &metrics);
   started.set_value(cluster.ok() ? cluster->get() : nullptr);
   if (!cluster.ok()) return Fail(kOurFault, std::string(cluster.status().message()));

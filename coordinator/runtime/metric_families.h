@@ -22,6 +22,12 @@ inline const Family kSubmissions = {
     "validate_only too. A "
     "repeated call that gets the job of the first counts as neither.",
     {"result"}};
+inline const Family kOffers = {
+    Type::kCounter,
+    "lemo_offers_total",
+    "Plans by outcome: `made` (PlanJob answered offers), `accepted` (a job took one), `none` "
+    "(nothing was within the bounds), `refused` (a job named an offer that is not there).",
+    {"outcome"}};
 inline const Family kEnded = {
     Type::kCounter,
     "lemo_jobs_ended_total",
@@ -31,6 +37,16 @@ inline const Family kEnded = {
 inline const Family kRestartsTotal = {
     Type::kCounter, "lemo_job_restarts_total",
     "Attempts that ended by a fault of ours or of a machine, and whose job was queued again."};
+inline const Family kAmendments = {Type::kCounter,
+                                   "lemo_job_amendments_total",
+                                   "Amendments of running jobs. By the scheduler: `contract_cut` "
+                                   "(asked to come within less, for a "
+                                   "job that waits), `contract_within` (a step has kept to it), "
+                                   "`contract_raised`. By the ranks, to "
+                                   "keep their budget or because there is room again: `storage`, "
+                                   "`offload`, `micro_batch`, `keep`, "
+                                   "`evaluation`; of other kinds `other`.",
+                                   {"action"}};
 inline const Family kQueueLength = {Type::kGauge, "lemo_queue_jobs",
                                     "Jobs that wait for a placement."};
 inline const Family kQueueOldest = {
@@ -95,6 +111,22 @@ inline const Family kJobMemory = {
     "state), `saved_activations`, `transient`, `loss`; `total` is the peak of the sum, not the sum "
     "of the peaks.",
     {"job_name", "category"}};
+inline const Family kJobContract = {
+    Type::kGauge,
+    "lemo_job_contract_bytes",
+    "Memory that each rank of the job has by contract. Not there for jobs without one.",
+    {"job_name"}};
+inline const Family kJobAllotment = {
+    Type::kGauge,
+    "lemo_job_allotted_bytes",
+    "Of that, what a rank has now: less while the contract is cut (`plan.elastic`). One that is "
+    "asked to come within less has what it had until a step has kept to it.",
+    {"job_name"}};
+inline const Family kJobBase = {
+    Type::kGauge,
+    "lemo_job_base_bytes",
+    "Of that, frozen weights that jobs of the same `base` on one device have once between them.",
+    {"job_name", "base"}};
 inline const Family kJobCheckpointAge = {
     Type::kGauge,
     "lemo_job_checkpoint_age_seconds",
@@ -139,7 +171,8 @@ inline const Family kEventLag = {
 inline const Family kEvents = {
     Type::kCounter,
     "lemo_events_stored_total",
-    "Events of jobs that were stored: `state` for changes of state, else what the rank said "
+    "Events of jobs that were stored: `state` for changes of state, `contract` for amendments by "
+    "the scheduler, else what the rank said "
     "(`step`, `eval`, `checkpoint`, ...).",
     {"kind"}};
 inline const Family kCommit = {
@@ -190,8 +223,10 @@ inline const Family kRequestSeconds = {
 inline metrics::Families Own() {
   return {&kJobs,
           &kSubmissions,
+          &kOffers,
           &kEnded,
           &kRestartsTotal,
+          &kAmendments,
           &kQueueLength,
           &kQueueOldest,
           &kQueueWait,
@@ -207,6 +242,9 @@ inline metrics::Families Own() {
           &kJobLearningRate,
           &kJobGradNorm,
           &kJobMemory,
+          &kJobContract,
+          &kJobAllotment,
+          &kJobBase,
           &kJobCheckpointAge,
           &kWorkers,
           &kWorkerLease,

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <iterator>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -34,8 +36,20 @@ std::string KindLabel(Failure::Kind kind) {
 
 std::string KindOf(const lemo::v1::JobEvent& event) {
   if (event.has_state()) return "state";
+  if (event.has_contract()) return "contract";
   const auto* field = lemo::v1::RunEvent::descriptor()->FindFieldByNumber(event.run().event_case());
   return field == nullptr ? "unknown" : field->name();
+}
+
+constexpr const char* kAmendmentActions[] = {"contract_cut", "contract_within", "contract_raised",
+                                             "storage",      "offload",         "micro_batch",
+                                             "keep",         "evaluation",      "other"};
+
+// Ranks may be of another version, and a label has few values.
+std::string ActionLabel(const std::string& action) {
+  const bool known = std::find(std::begin(kAmendmentActions), std::end(kAmendmentActions),
+                               action) != std::end(kAmendmentActions);
+  return known ? action : "other";
 }
 
 absl::Time ToTime(const google::protobuf::Timestamp& time) {
@@ -50,6 +64,13 @@ double SecondsSince(absl::Time from, absl::Time to) {
 void AddJob(const ClusterState::PlacedJob& job, absl::Time now, metrics::Samples* samples) {
   samples->Set(families::kJobAttempt, job.attempt, {job.name});
   samples->Set(families::kJobRestarts, job.restarts, {job.name});
+  if (job.contract_bytes > 0) {
+    samples->Set(families::kJobContract, static_cast<double>(job.contract_bytes), {job.name});
+    samples->Set(families::kJobAllotment, static_cast<double>(job.allotted_bytes), {job.name});
+  }
+  if (job.base_bytes > 0) {
+    samples->Set(families::kJobBase, static_cast<double>(job.base_bytes), {job.name, job.base});
+  }
   const lemo::v1::Progress& progress = job.progress;
   if (progress.has_checkpoint_time()) {
     samples->Set(families::kJobCheckpointAge, SecondsSince(ToTime(progress.checkpoint_time()), now),
@@ -78,8 +99,9 @@ void AddJob(const ClusterState::PlacedJob& job, absl::Time now, metrics::Samples
   }
 }
 
-void AddWorker(const Worker& worker, const std::map<std::string, std::vector<int>>& placed,
-               absl::Time now, metrics::Samples* samples) {
+// `busy`: of the worker's devices, by index.
+void AddWorker(const Worker& worker, const std::set<int>& busy, absl::Time now,
+               metrics::Samples* samples) {
   samples->Set(families::kWorkerLease,
                absl::ToDoubleSeconds(ToTime(worker.lease_expire_time()) - now), {worker.name()});
   samples->Set(families::kWorkerMemory, static_cast<double>(worker.host_memory_bytes()),
@@ -96,12 +118,8 @@ void AddWorker(const Worker& worker, const std::map<std::string, std::vector<int
     ++kind.devices;
     kind.memory += static_cast<double>(device.memory_bytes());
   }
-  for (const std::string& job : worker.jobs()) {
-    const auto found = placed.find(job);
-    if (found == placed.end()) continue;
-    for (const int device : found->second) {
-      if (const auto kind = kind_of.find(device); kind != kind_of.end()) ++kinds[kind->second].busy;
-    }
+  for (const int device : busy) {
+    if (const auto kind = kind_of.find(device); kind != kind_of.end()) ++kinds[kind->second].busy;
   }
   for (const auto& [name, kind] : kinds) {
     samples->Set(families::kWorkerDevices, kind.devices, {worker.name(), name});
@@ -137,17 +155,19 @@ void AddClusterSamples(const ClusterState& state, absl::Time now, metrics::Sampl
   samples->Set(families::kQueueLength, static_cast<double>(queued));
   samples->Set(families::kQueueOldest,
                state.oldest_queued_time ? SecondsSince(*state.oldest_queued_time, now) : 0);
-  std::map<std::string, std::vector<int>> placed;
+  std::map<std::string, std::set<int>> busy;  // by worker
   for (const ClusterState::PlacedJob& job : state.placed) {
     AddJob(job, now, samples);
-    placed[job.name] = job.devices;
+    for (const lemo::v1::GangNode& node : job.nodes) {
+      busy[node.worker()].insert(node.devices().begin(), node.devices().end());
+    }
   }
   // Also those that are 0: an alert wants to see it.
   std::map<Worker::State, int> workers = {
       {Worker::READY, 0}, {Worker::CORDONED, 0}, {Worker::DRAINING, 0}, {Worker::LOST, 0}};
   for (const Worker& worker : state.workers) {
     ++workers[worker.state()];
-    AddWorker(worker, placed, now, samples);
+    AddWorker(worker, busy[worker.name()], now, samples);
   }
   for (const auto& [worker_state, count] : workers) {
     samples->Set(families::kWorkers, count, {Label(Worker::State_Name(worker_state))});
@@ -160,6 +180,9 @@ Metrics::Metrics() : registry_(std::make_shared<metrics::Registry>(MetricFamilie
   for (const char* result : {"accepted", "refused"}) {
     registry_->Count(families::kSubmissions, {result}, 0);
   }
+  for (const char* outcome : {"made", "accepted", "none", "refused"}) {
+    registry_->Count(families::kOffers, {outcome}, 0);
+  }
   for (const char* outcome : {"succeeded", "cancelled"}) {
     registry_->Count(families::kEnded, {outcome, "none"}, 0);
   }
@@ -168,6 +191,9 @@ Metrics::Metrics() : registry_(std::make_shared<metrics::Registry>(MetricFamilie
     registry_->Count(families::kEnded, {"failed", KindLabel(kind)}, 0);
   }
   registry_->Count(families::kRestartsTotal, {}, 0);
+  for (const char* action : kAmendmentActions) {
+    registry_->Count(families::kAmendments, {action}, 0);
+  }
   registry_->Count(families::kCommitFailures, {}, 0);
 }
 
@@ -223,6 +249,14 @@ void Metrics::OnEvent(const JobRecord& record, const lemo::v1::JobEvent& event, 
       const absl::Time said = absl::UnixEpoch() + absl::Seconds(event.run().unix_seconds());
       registry_->Observe(families::kEventLag, SecondsSince(said, now));
     }
+    if (event.run().has_amendment()) {
+      registry_->Count(families::kAmendments, {ActionLabel(event.run().amendment().action())});
+    }
+    return;
+  }
+  if (event.has_contract()) {
+    const std::string kind = Label(lemo::v1::ContractChange::Kind_Name(event.contract().kind()));
+    registry_->Count(families::kAmendments, {ActionLabel("contract_" + kind)});
     return;
   }
   const lemo::v1::StateChange& change = event.state();
@@ -231,6 +265,7 @@ void Metrics::OnEvent(const JobRecord& record, const lemo::v1::JobEvent& event, 
   const Job& job = record.job;
   switch (change.to()) {
     case Job::VALIDATING:
+    case Job::PLANNING:
       registry_->Count(families::kSubmissions, {"accepted"});
       break;
     case Job::QUEUED:
@@ -254,6 +289,8 @@ void Metrics::OnEvent(const JobRecord& record, const lemo::v1::JobEvent& event, 
       break;
   }
 }
+
+void Metrics::OnOffers(const char* outcome) { registry_->Count(families::kOffers, {outcome}); }
 
 void Metrics::OnCall(const std::string& method, const std::string& code, absl::Duration took,
                      bool unary) {

@@ -33,6 +33,8 @@ class Metrics final : public CommitObserver {
 
   void OnCommit(const std::vector<Effect>& effects, absl::Duration took,
                 const absl::Status& stored) override;
+  // A plan ended: `made`, `accepted`, `none` or `refused`.
+  void OnOffers(const char* outcome);
   // A call of the API ended. `method` is `Service/Method`, `code` the canonical name.
   void OnCall(const std::string& method, const std::string& code, absl::Duration took, bool unary);
 

@@ -14,15 +14,20 @@
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "common/files.h"
+#include "common/located_json.h"
 #include "common/message_json.h"
 #include "common/status_macros.h"
+#include "common/violations.h"
+#include "coordinator/core/contract.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/util/delimited_message_util.h"
+#include "google/protobuf/util/message_differencer.h"
 #include "lemo/v1/run_event.pb.h"
 
 extern char** environ;
@@ -36,6 +41,8 @@ namespace fs = std::filesystem;
 constexpr int kEventsFd = 3;
 // What a child may say; a run that is validated says one event.
 constexpr size_t kEventsLimit = size_t{4} << 20;
+// A plan has some dozens of offers, each of a few KiB.
+constexpr int64_t kSaidLimit = int64_t{16} << 20, kRatesLimit = int64_t{1} << 20;
 constexpr int kUserFault = 2, kOutOfMemory = 3;
 // Calls, agents and ranks on the same host go before checks.
 constexpr int kNice = 10;
@@ -76,6 +83,20 @@ absl::StatusOr<LocalSpec> MakeLocal(const JobRecord& record, const std::string& 
     }
   }
   return local;
+}
+
+absl::Status ReadJson(const std::string& text, google::protobuf::Message* message) {
+  JsonFault fault;
+  const std::optional<LocatedJson> root = ParseLocatedJson(text, &fault);
+  if (!root) return absl::InternalError("not JSON: " + fault.reason);
+  Violations violations;
+  MessageReader("", message->GetDescriptor(), &violations).ReadMessage(*root, "", message);
+  return violations.ToStatus();
+}
+
+bool SameDevice(const lemo::v1::DeviceRates& a, const lemo::v1::DeviceRates& b) {
+  return a.type() == b.type() && a.compute_type() == b.compute_type() &&
+         a.threads() == b.threads() && std::max(1, a.ranks()) == std::max(1, b.ranks());
 }
 
 // The last error event of what the child wrote.
@@ -187,13 +208,13 @@ void Validator::Work() {
   while (std::optional<Waiting> waiting = Next()) {
     const std::string job = waiting->record.job.name();
     const absl::Time begin = absl::Now();
-    Verdict verdict = RunChild(waiting->record, job);
+    Finding finding = Examine(waiting->record, job);
     {
       const std::lock_guard lock(mutex_);
       if (stopping_) return;
       if (running_.erase(job) == 0) continue;
       // What took its whole time would do so again.
-      if (verdict && verdict->kind() == lemo::v1::Failure::SYSTEM_ERROR &&
+      if (finding.verdict && finding.verdict->kind() == lemo::v1::Failure::SYSTEM_ERROR &&
           waiting->tries < options_.retries && absl::Now() - begin < options_.timeout) {
         waiting->not_before = absl::Now() + options_.retry_pause * (1 << waiting->tries);
         ++waiting->tries;
@@ -201,11 +222,28 @@ void Validator::Work() {
         continue;
       }
     }
-    done_(job, std::move(verdict));
+    done_(job, std::move(finding));
   }
 }
 
-Verdict Validator::Check(const JobRecord& record) {
+Finding Validator::Check(const JobRecord& record) {
+  Finding finding;
+  finding.verdict = Attend([&](const std::string& key) {
+    finding = Examine(record, key);
+    return finding.verdict;
+  });
+  return finding;
+}
+
+Verdict Validator::Plan(const JobRecord& record, lemo::v1::PlanResult* plan) {
+  return Attend([&](const std::string& key) {
+    Verdict verdict = MakePlan(record, key, plan);
+    if (!verdict) CountOffers(plan->offers().empty() ? "none" : "made");
+    return verdict;
+  });
+}
+
+Verdict Validator::Attend(const std::function<Verdict(const std::string& key)>& work) {
   std::string key;
   {
     std::unique_lock lock(mutex_);
@@ -215,7 +253,7 @@ Verdict Validator::Check(const JobRecord& record) {
     key = absl::StrCat("check ", ++last_check_);  // no job's name
     running_[key] = 0;
   }
-  Verdict verdict = RunChild(record, key);
+  Verdict verdict = work(key);
   {
     const std::lock_guard lock(mutex_);
     --checks_;
@@ -226,7 +264,104 @@ Verdict Validator::Check(const JobRecord& record) {
   return verdict;
 }
 
-Verdict Validator::RunChild(const JobRecord& record, const std::string& key) {
+Finding Validator::Examine(const JobRecord& record, const std::string& key) {
+  if (!record.job.spec().has_plan()) {
+    Errand errand;
+    return {RunChild(record, key, &errand), std::nullopt};
+  }
+  lemo::v1::PlanResult plan;
+  if (Verdict verdict = MakePlan(record, key, &plan)) {
+    const bool refused = std::any_of(
+        verdict->violations().begin(), verdict->violations().end(),
+        [](const lemo::v1::Violation& violation) { return violation.field() == "plan.offer"; });
+    if (refused) {
+      CountOffers("refused");
+      verdict->set_message(absl::StrCat("offer ", record.job.spec().plan().offer(),
+                                        " is not, or no more, an offer of this job"));
+      verdict->set_advice(
+          "Ask for offers again (`lemo plan`): the job, its data or model, or the coordinator's "
+          "rates are not those that it was made for, or it is outside of the bounds.");
+    }
+    return {std::move(verdict), std::nullopt};
+  }
+  Acceptance acceptance = Accept(record.job.spec(), plan, absl::Now());
+  CountOffers(acceptance.contract ? "accepted" : "none");
+  if (acceptance.contract) return {std::nullopt, std::move(acceptance.contract)};
+  return {std::move(acceptance.failure), std::nullopt};
+}
+
+Verdict Validator::MakePlan(const JobRecord& record, const std::string& key,
+                            lemo::v1::PlanResult* plan) {
+  lemo::v1::PlanOptions options;
+  // Once more when another plan has meanwhile measured the device that this one measured too.
+  for (int round = 0;; ++round) {
+    {
+      const std::lock_guard lock(rates_mutex_);
+      LoadRates();
+      options = rates_;
+    }
+    if (options_.history) {
+      for (lemo::v1::RunTime& run : options_.history()) *options.add_history() = std::move(run);
+    }
+    *options.mutable_plan() = PlanQuestion(record.job.spec(), absl::Now());
+    Errand errand{&options, ""};
+    if (Verdict verdict = RunChild(record, key, &errand)) return verdict;
+    plan->Clear();
+    if (const absl::Status read = ReadJson(errand.said, plan); !read.ok()) {
+      return Fault(lemo::v1::Failure::SYSTEM_ERROR,
+                   "the plan is not understood: " + std::string(read.message()));
+    }
+    if (!KeepRates(plan->rates()) || round == 1) break;
+  }
+  if (options_.add_times) options_.add_times(record, plan);
+  return std::nullopt;
+}
+
+void Validator::LoadRates() {
+  if (options_.rates_file.empty()) return;
+  std::error_code missing;
+  const fs::file_time_type written = fs::last_write_time(options_.rates_file, missing);
+  // A file that was never there leaves what is in memory; one that was removed takes it away.
+  if (missing ? rates_written_ == fs::file_time_type() : written == rates_written_) return;
+  rates_.Clear();
+  rates_written_ = missing ? fs::file_time_type() : written;
+  const absl::StatusOr<std::string> text = ReadFile(options_.rates_file, kRatesLimit);
+  // What is damaged, or of another version, is measured anew.
+  if (!text.ok() || !ReadJson(*text, &rates_).ok()) rates_.Clear();
+  rates_.clear_plan();
+  rates_.clear_history();
+}
+
+std::optional<lemo::v1::DeviceRates> Validator::KeepRates(const lemo::v1::DeviceRates& rates) {
+  const std::lock_guard lock(rates_mutex_);
+  LoadRates();
+  auto* list = rates_.mutable_rates();
+  const auto known = std::find_if(list->begin(), list->end(),
+                                  [&](const auto& other) { return SameDevice(other, rates); });
+  if (known == list->end()) {
+    *list->Add() = rates;
+  } else if (google::protobuf::util::MessageDifferencer::Equals(*known, rates)) {
+    return std::nullopt;
+  } else if (known->has_calibration() && !rates.has_calibration()) {
+    *known = rates;  // of another version of lemo-train, which this one does not use
+  } else {
+    return *known;
+  }
+  if (!options_.rates_file.empty()) {
+    // Without the file they are measured again by the next coordinator; no plan fails for that.
+    WriteFileAtomic(options_.rates_file, MessageToJson(rates_, {}).dump(1) + "\n").IgnoreError();
+    std::error_code ignored;
+    rates_written_ = fs::last_write_time(options_.rates_file, ignored);
+    if (ignored) rates_written_ = {};
+  }
+  return std::nullopt;
+}
+
+void Validator::CountOffers(const char* outcome) const {
+  if (options_.count_offers) options_.count_offers(outcome);
+}
+
+Verdict Validator::RunChild(const JobRecord& record, const std::string& key, Errand* errand) {
   static std::atomic<int64_t> last_number = 0;
   const auto system_error = [](const absl::Status& status) {
     return Fault(lemo::v1::Failure::SYSTEM_ERROR,
@@ -238,12 +373,24 @@ Verdict Validator::RunChild(const JobRecord& record, const std::string& key) {
     std::error_code ignored;
     fs::remove_all(directory, ignored);
   };
-  const absl::StatusOr<LocalSpec> local =
-      MakeLocal(record, (directory / "out").string(), artifacts_);
+  absl::StatusOr<LocalSpec> local = MakeLocal(record, (directory / "out").string(), artifacts_);
   if (!local.ok()) return system_error(local.status());
+  if (errand->options != nullptr && local->spec.checkpoint().every_steps() == 0) {
+    // A job may be told to checkpoint at any time, to be paused or moved: its bytes are to have
+    // room for it.
+    local->spec.mutable_checkpoint()->set_every_steps(1);
+  }
   const std::string spec_file = (directory / "run.json").string();
   const absl::Status written = WriteFileAtomic(spec_file, MessageToJson(local->spec, {}).dump(1));
   if (!written.ok()) return system_error(written);
+
+  const std::string options_file = (directory / "plan.json").string();
+  const std::string said_file = (directory / "offers.json").string();
+  if (errand->options != nullptr) {
+    const absl::Status options =
+        WriteFileAtomic(options_file, MessageToJson(*errand->options, {}).dump(1));
+    if (!options.ok()) return system_error(options);
+  }
 
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return system_error(ErrnoStatus(errno, "pipe", directory));
@@ -251,6 +398,9 @@ Verdict Validator::RunChild(const JobRecord& record, const std::string& key) {
   posix_spawn_file_actions_init(&actions);
   const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
   for (const int fd : {0, 1, 2}) posix_spawn_file_actions_adddup2(&actions, null, fd);
+  if (errand->options != nullptr) {
+    posix_spawn_file_actions_addopen(&actions, 1, said_file.c_str(), O_WRONLY | O_CREAT, 0600);
+  }
   // dup2 onto itself would keep close-on-exec.
   const int writer = ::fcntl(ends[1], F_DUPFD_CLOEXEC, kEventsFd + 1);
   ::close(ends[1]);
@@ -262,8 +412,16 @@ Verdict Validator::RunChild(const JobRecord& record, const std::string& key) {
   sigemptyset(&none);
   posix_spawnattr_setsigmask(&attributes, &none);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
-  std::vector<std::string> words = {options_.train_program, spec_file, "--validate", "--events",
-                                    absl::StrCat("fd:", kEventsFd)};
+  std::vector<std::string> words = {options_.train_program, spec_file};
+  if (errand->options == nullptr) {
+    words.push_back("--validate");
+  } else {
+    for (const char* word : {"--plan", "--json", "--plan-options"}) words.push_back(word);
+    words.push_back(options_file);
+  }
+  for (const std::string& word : {std::string("--events"), absl::StrCat("fd:", kEventsFd)}) {
+    words.push_back(word);
+  }
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
@@ -299,7 +457,13 @@ Verdict Validator::RunChild(const JobRecord& record, const std::string& key) {
         lemo::v1::Failure::SYSTEM_ERROR,
         absl::StrCat("the check took longer than ", absl::FormatDuration(options_.timeout)));
   }
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return std::nullopt;
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+    if (errand->options == nullptr) return std::nullopt;
+    absl::StatusOr<std::string> said = ReadFile(said_file, kSaidLimit);
+    if (!said.ok()) return system_error(said.status());
+    errand->said = *std::move(said);
+    return std::nullopt;
+  }
   const std::optional<lemo::v1::ErrorEvent> said = LastError(bytes);
   if (!WIFEXITED(status) || !said) {
     return Fault(lemo::v1::Failure::SYSTEM_ERROR,
@@ -320,7 +484,8 @@ Verdict Validator::RunChild(const JobRecord& record, const std::string& key) {
   for (lemo::v1::Violation& violation : *failure.mutable_violations()) {
     violation.set_file(absl::StrReplaceAll(violation.file(), local->names));
     violation.set_reason(absl::StrReplaceAll(violation.reason(), local->names));
-    if (!violation.field().empty()) violation.set_field("run." + violation.field());
+    const bool of_plan = absl::StartsWith(violation.field(), "plan.");
+    if (!violation.field().empty() && !of_plan) violation.set_field("run." + violation.field());
   }
   return failure;
 }

@@ -1,14 +1,16 @@
-// Checks a job's whole spec and whole data set before anything is promised, off the request path.
+// Checks a job's whole spec and whole data set before anything is promised, off the request path,
+// and has the offers of those that ask for one worked out.
 //
-// What a rank would check is checked by the rank's own program, `lemo-train --validate`, in a child
-// process of its own: one implementation, and no hostile file is parsed in the process that holds
-// everybody's jobs.
+// What a rank would check is checked by the rank's own program, `lemo-train --validate` or
+// `--plan`, in a child process of its own: one implementation, and no hostile file is parsed in the
+// process that holds everybody's jobs.
 #pragma once
 
 #include <sys/types.h>
 
 #include <condition_variable>
 #include <deque>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -33,16 +35,32 @@ struct ValidatorOptions {
   // again after this pause, and so on with doubled pauses, so many times.
   absl::Duration retry_pause = absl::Milliseconds(500);
   int retries = 8;
+  // Where the rates are kept that a plan measured: later ones use them, so that offers and their
+  // ids stay the same. Read again when somebody else has written it (`lemo-train calibrate`);
+  // removing it has them measured anew. Empty: in memory alone.
+  std::string rates_file;
+  // What finished runs tell of the planner's times, newest first. May be null.
+  std::function<std::vector<lemo::v1::RunTime>()> history;
+  // Adds to a plan what only the cluster knows (core/contract.h, AddTimes). May be null.
+  std::function<void(const JobRecord&, lemo::v1::PlanResult*)> add_times;
+  // Told how each plan ended (`lemo_offers_total`). May be null.
+  std::function<void(const char* outcome)> count_offers;
 };
 
 // nullopt: nothing is wrong.
 using Verdict = std::optional<lemo::v1::Failure>;
 
+struct Finding {
+  Verdict verdict;
+  std::optional<lemo::v1::Contract>
+      contract;  // of a job that has `spec.plan`, where nothing is wrong
+};
+
 // Thread-safe.
 class Validator {
  public:
   // `done` is called from a thread of the validator, once for each Start that was not stopped.
-  using Done = std::function<void(const std::string& job, Verdict verdict)>;
+  using Done = std::function<void(const std::string& job, Finding finding)>;
   Validator(ValidatorOptions options, ArtifactStore* artifacts, Done done);
   ~Validator();  // as Shutdown
 
@@ -57,7 +75,9 @@ class Validator {
 
   // Checks now, in the calling thread; for calls that only ask, of which no more than `workers` run
   // at a time. Violations name files as the spec does.
-  Verdict Check(const JobRecord& record);
+  Finding Check(const JobRecord& record);
+  // The same for a job that has `spec.plan`, and fills in `plan` instead of taking an offer.
+  Verdict Plan(const JobRecord& record, lemo::v1::PlanResult* plan);
 
   // Ends the children and waits for them; Check answers at once, and nothing is done any more.
   void Shutdown();
@@ -72,8 +92,22 @@ class Validator {
   void Work();
   // Waits for what is due next; nullopt when stopping.
   std::optional<Waiting> Next();
-  // The check that `key` of running_ stands for.
-  Verdict RunChild(const JobRecord& record, const std::string& key);
+  // Runs `work` for a call, which waits for its turn; `work` is given its key of running_.
+  Verdict Attend(const std::function<Verdict(const std::string& key)>& work);
+  // The check or plan that `key` of running_ stands for.
+  Finding Examine(const JobRecord& record, const std::string& key);
+  Verdict MakePlan(const JobRecord& record, const std::string& key, lemo::v1::PlanResult* plan);
+  // What a child is to do: with `options` it plans, and `said` is what it wrote.
+  struct Errand {
+    const lemo::v1::PlanOptions* options = nullptr;
+    std::string said;
+  };
+  Verdict RunChild(const JobRecord& record, const std::string& key, Errand* errand);
+  // Reads the rates' file unless it is the one that was read or written last. With rates_mutex_.
+  void LoadRates();
+  // Those that were known before, when another plan has measured the same device meanwhile.
+  std::optional<lemo::v1::DeviceRates> KeepRates(const lemo::v1::DeviceRates& rates);
+  void CountOffers(const char* outcome) const;
 
   const ValidatorOptions options_;
   ArtifactStore* const artifacts_;
@@ -87,6 +121,9 @@ class Validator {
   int checks_ = 0;
   int64_t last_check_ = 0;
   bool stopping_ = false;
+  std::mutex rates_mutex_;
+  lemo::v1::PlanOptions rates_;                    // `rates` alone
+  std::filesystem::file_time_type rates_written_;  // of the file that they are of
   std::vector<std::thread> threads_;
 };
 

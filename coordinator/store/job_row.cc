@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
+#include "coordinator/core/contract.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/util/delimited_message_util.h"
@@ -217,6 +218,12 @@ JobRow ToRow(const Persist& persist) {
   row.model_files = JoinFiles(row.record.model_files);
   row.job = SerializeDeterministic(job);
   row.contents = ContentsOf(job);
+  if (const std::optional<lemo::v1::RunTime> run = RunTimeOf(job)) {
+    const lemo::v1::RunForecast& of = run->forecast();
+    row.run_kind = absl::StrCat(of.family(), "; ", of.shape_class(), "; ", of.device(), "; ",
+                                of.rates(), "; ", of.ranks());
+    row.run_time = SerializeDeterministic(*run);
+  }
   for (const lemo::v1::JobEvent& event : persist.events) {
     row.events.emplace_back(event.sequence(), SerializeDeterministic(event));
   }
@@ -247,6 +254,12 @@ absl::Status PutJob(SqlConnection& db, const JobRow& row) {
   }
   LEMO_RETURN_IF_ERROR(there ? UpdateJob(db, row, last) : CreateJob(db, row, last));
   LEMO_RETURN_IF_ERROR(PutContents(db, row.record.number, row.contents));
+  if (!row.run_time.empty()) {
+    LEMO_RETURN_IF_ERROR(
+        db.Run("INSERT INTO run_times (job, kind, run) VALUES (?,?,?) ON CONFLICT DO NOTHING",
+               {row.record.number, row.run_kind, SqlBlob(row.run_time)})
+            .status());
+  }
   for (const auto& [sequence, bytes] : row.events) {
     if (sequence <= stored) {
       LEMO_RETURN_IF_ERROR(CheckSameEvent(db, row, sequence, bytes));
@@ -258,6 +271,22 @@ absl::Status PutJob(SqlConnection& db, const JobRow& row) {
     stored = sequence;
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<lemo::v1::RunTime>> ReadRunTimes(SqlConnection& db, int of_kind,
+                                                            int limit) {
+  LEMO_ASSIGN_OR_RETURN(SqlStatement rows,
+                        db.Prepare("SELECT job, run FROM (SELECT job, run, row_number() OVER "
+                                   "(PARTITION BY kind ORDER BY job DESC) AS place FROM run_times) "
+                                   "WHERE place <= ? ORDER BY job DESC LIMIT ?",
+                                   {int64_t{of_kind}, int64_t{limit}}));
+  std::vector<lemo::v1::RunTime> runs;
+  for (;;) {
+    LEMO_ASSIGN_OR_RETURN(const bool row, rows.Step());
+    if (!row) return runs;
+    LEMO_RETURN_IF_ERROR(ParseStored(rows.Bytes(1), absl::StrCat("run of job number ", rows.Int(0)),
+                                     &runs.emplace_back()));
+  }
 }
 
 absl::Status FillContents(SqlConnection& db) {

@@ -35,6 +35,8 @@ struct JobRow {
   std::vector<std::pair<int64_t, std::string>> events;
   // Checksums of its artifacts and, with true, of its checkpoint's files.
   std::set<std::pair<std::string, bool>> contents;
+  // Of a job that succeeded by contract: its RunTime, and what makes others like it. Else empty.
+  std::string run_kind, run_time;
 };
 JobRow ToRow(const Persist& persist);
 
@@ -45,6 +47,10 @@ absl::Status PutJob(SqlConnection& db, const JobRow& row);
 
 // Once after the migration that made the table: the contents of jobs that had ended before.
 absl::Status FillContents(SqlConnection& db);
+
+// The newest RunTimes, so many of each kind and so many altogether, newest first.
+absl::StatusOr<std::vector<lemo::v1::RunTime>> ReadRunTimes(SqlConnection& db, int of_kind,
+                                                            int limit);
 
 // All jobs that have not ended, by number.
 absl::StatusOr<std::vector<JobRecord>> ReadActiveJobs(SqlConnection& db);

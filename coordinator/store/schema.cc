@@ -100,6 +100,18 @@ CREATE INDEX contents_by_sha256 ON contents (sha256, checkpoint);
 INSERT INTO meta VALUES ('contents_to_fill', x'');
 )sql";
 
+// What finished runs tell of the planner's times: a RunTime each, by what makes two of them alike.
+// Runs of jobs that ended before the table was there are not in it: their offers said nothing of
+// their kind.
+constexpr char kRunTimes[] = R"sql(
+CREATE TABLE run_times (
+  job INTEGER PRIMARY KEY REFERENCES jobs (number),
+  kind TEXT NOT NULL,
+  run BLOB NOT NULL
+) STRICT;
+CREATE INDEX run_times_by_kind ON run_times (kind, job);
+)sql";
+
 static_assert(lemo::v1::Job::SUCCEEDED == 7 && lemo::v1::Job::FAILED == 8 &&
                   lemo::v1::Job::CANCELLED == 9 && lemo::v1::Job::State_MAX == 9,
               "queries take states below SUCCEEDED for those of jobs that have not ended");
@@ -119,7 +131,7 @@ absl::Status ApplyOne(SqlConnection& db, const std::string& sql, size_t version)
 
 const std::vector<std::string>& SchemaMigrations() {
   static const auto* const migrations =
-      new std::vector<std::string>{kFirst, kModelFiles, kContents};
+      new std::vector<std::string>{kFirst, kModelFiles, kContents, kRunTimes};
   return *migrations;
 }
 

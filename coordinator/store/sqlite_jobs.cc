@@ -153,4 +153,9 @@ absl::StatusOr<std::vector<lemo::v1::JobEvent>> SqliteStore::Events(const std::s
   }
 }
 
+absl::StatusOr<std::vector<lemo::v1::RunTime>> SqliteStore::RunTimes(int of_kind, int limit) {
+  const ReaderPool::Lease db = readers_->Take();
+  return ReadRunTimes(*db, of_kind, limit);
+}
+
 }  // namespace lemo::coordinator

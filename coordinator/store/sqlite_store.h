@@ -37,6 +37,7 @@ class SqliteStore : public Store {
   absl::StatusOr<std::vector<lemo::v1::JobEvent>> Events(const std::string& job,
                                                          int64_t after_sequence,
                                                          int limit) override;
+  absl::StatusOr<std::vector<lemo::v1::RunTime>> RunTimes(int of_kind, int limit) override;
 
   // sqlite_catalog.cc
   absl::Status CreateFile(const lemo::v1::File& file, const std::string& upload_id) override;

@@ -21,6 +21,7 @@
 #include "lemo/v1/file_service.pb.h"
 #include "lemo/v1/job.pb.h"
 #include "lemo/v1/model_service.pb.h"
+#include "lemo/v1/timing.pb.h"
 
 namespace lemo::coordinator {
 
@@ -74,6 +75,10 @@ class Store {
   virtual absl::StatusOr<std::vector<lemo::v1::JobEvent>> Events(const std::string& job,
                                                                  int64_t after_sequence,
                                                                  int limit) = 0;
+
+  // What finished runs by contract tell of the planner's times, newest jobs first: at most
+  // `of_kind` of those that are alike (family, shape class, device, rates), and `limit` altogether.
+  virtual absl::StatusOr<std::vector<lemo::v1::RunTime>> RunTimes(int of_kind, int limit) = 0;
 
   // ALREADY_EXISTS when the name or the upload id (unless it is empty) is there.
   virtual absl::Status CreateFile(const lemo::v1::File& file, const std::string& upload_id) = 0;
