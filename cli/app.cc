@@ -17,6 +17,7 @@ constexpr char kDescription[] =
 constexpr char kFooter[] = R"(
 A first job, on this machine:
   lemo up                                     (in another terminal)
+  lemo plan examples/run.json                 (what it takes; --offer of submit takes one)
   lemo job submit examples/run.json --watch
   lemo job list
   lemo job fetch JOB
@@ -60,6 +61,7 @@ std::unique_ptr<CLI::App> MakeApp(Context& context) {
                   "Longest wait for one answer, in seconds [30]")
       ->check(CLI::Range(0.1, 86400.0).description(""))
       ->type_name("SECONDS");
+  AddPlanCommand(*app, context);
   AddJobCommands(*app, context);
   AddFileCommands(*app, context);
   AddModelCommands(*app, context);

@@ -7,6 +7,7 @@
 namespace lemo::cli {
 
 void AddJobCommands(CLI::App& app, Context& context);
+void AddPlanCommand(CLI::App& app, Context& context);
 void AddSubmitCommand(CLI::App& job, Context& context);
 void AddFetchCommands(CLI::App& job, Context& context);
 void AddCompareCommand(CLI::App& job, Context& context);

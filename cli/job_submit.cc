@@ -7,12 +7,11 @@
 #include "absl/time/clock.h"
 #include "cli/commands.h"
 #include "cli/errors.h"
-#include "cli/format.h"
 #include "cli/job_text.h"
 #include "cli/local_inputs.h"
-#include "cli/spec_file.h"
 #include "cli/uuid.h"
 #include "cli/watch.h"
+#include "cli/wishes.h"
 #include "common/status_macros.h"
 
 namespace lemo::cli {
@@ -22,29 +21,17 @@ struct SubmitFlags {
   std::string spec;
   std::string name;
   std::vector<std::string> assignments;
+  WishFlags wishes;
   bool watch = false;
   bool validate_only = false;
 };
 
-absl::StatusOr<lemo::v1::JobSpec> LoadSpec(Context& context, const SubmitFlags& flags) {
-  LEMO_ASSIGN_OR_RETURN(const SpecText source, ReadSpecFile(flags.spec));
-  Violations violations;
-  std::vector<std::string> notes;
-  lemo::v1::JobSpec spec = ParseJobSpec(source, flags.assignments, &violations, &notes);
-  if (!flags.name.empty()) spec.set_display_name(flags.name);
-  CheckLocalInputs(spec, &violations);
-  if (const absl::Status status = violations.ToStatus(); !status.ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the spec has faults\n", std::string(status.message())));
-  }
-  for (const std::string& note : notes) context.err() << "note: " << Printable(note) << "\n";
-  return spec;
-}
-
 absl::StatusOr<int> Submit(Context& context, const SubmitFlags& flags) {
   LEMO_ASSIGN_OR_RETURN(Connection* const connection, context.connection());
   lemo::v1::SubmitJobRequest request;
-  LEMO_ASSIGN_OR_RETURN(*request.mutable_spec(), LoadSpec(context, flags));
+  LEMO_ASSIGN_OR_RETURN(*request.mutable_spec(),
+                        LoadJobSpec(context, flags.spec, flags.assignments, flags.wishes));
+  if (!flags.name.empty()) request.mutable_spec()->set_display_name(flags.name);
   LEMO_RETURN_IF_ERROR(SendLocalInputs(*connection, request.mutable_spec(), context.err()));
   request.set_validate_only(flags.validate_only);
   // The same id on every try: an answer that got lost does not make a second job.
@@ -64,6 +51,7 @@ absl::StatusOr<int> Submit(Context& context, const SubmitFlags& flags) {
   if (flags.validate_only) {
     if (context.is_table()) {
       context.out() << "valid\n";
+      if (job.has_contract()) context.out() << ContractText(job.contract());
     } else {
       context.Print(job);
     }
@@ -101,6 +89,7 @@ void AddSubmitCommand(CLI::App& job, Context& context) {
                    "Replace one field of the spec; a.b=null clears it. May be repeated")
       ->type_name("a.b=c")
       ->allow_extra_args(false);
+  AddWishFlags(submit, &flags->wishes);
   submit->add_flag("--watch", flags->watch, "Follow the job to its end");
   submit->add_flag("--validate-only", flags->validate_only,
                    "Check everything, data included, and submit nothing");

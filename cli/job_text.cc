@@ -9,6 +9,7 @@
 #include "cli/errors.h"
 #include "cli/format.h"
 #include "cli/output.h"
+#include "cli/plan_text.h"
 
 namespace lemo::cli {
 namespace {
@@ -48,12 +49,32 @@ std::string DataText(const lemo::v1::DataSpec& data) {
 
 std::string ResourcesText(const lemo::v1::ResourceSpec& resources) {
   const int ranks = resources.has_ranks() ? resources.ranks() : 1;
-  std::string text = absl::StrCat(ranks, ranks == 1 ? " rank" : " ranks", " on ",
-                                  resources.has_device() ? resources.device() : "any device");
+  std::string text =
+      absl::StrCat(ranks, ranks == 1 ? " rank" : " ranks",
+                   resources.has_min_ranks() && resources.min_ranks() < ranks
+                       ? absl::StrCat(" (", resources.min_ranks(), " at least)")
+                       : "",
+                   " on ", resources.has_device() ? resources.device() : "any device");
   if (resources.has_memory_bytes()) {
     absl::StrAppend(&text, ", ", HumanBytes(resources.memory_bytes()), " each");
   }
   return text;
+}
+
+// "4 ranks on 2 workers: 0-2 on alpha (workers/1, leads), 3 on beta (workers/2)".
+std::string GangText(const Job& job) {
+  std::vector<std::string> parts;
+  int ranks = 0;
+  for (const lemo::v1::GangNode& node : job.nodes()) {
+    const int last = ranks + node.devices_size() - 1;
+    parts.push_back(absl::StrCat(
+        ranks == last ? absl::StrCat(ranks) : absl::StrCat(ranks, "-", last), " on ", node.host(),
+        " (", node.worker(), parts.empty() && job.nodes_size() > 1 ? ", leads)" : ")"));
+    ranks = last + 1;
+  }
+  return absl::StrCat(
+      ranks, ranks == 1 ? " rank" : " ranks", " on ", job.nodes_size(),
+      job.nodes_size() == 1 ? " worker: " : " workers: ", absl::StrJoin(parts, ", "));
 }
 
 }  // namespace
@@ -134,7 +155,91 @@ std::string ResultText(const lemo::v1::ResultEvent& result) {
   if (result.has_peak_bytes()) {
     details.Add("peak memory", HumanBytes(result.peak_bytes().total()));
   }
+  const lemo::v1::RunForecast& forecast = result.forecast();
+  if (forecast.predicted_peak_bytes() > 0) {
+    details.Add("foretold", absl::StrCat(HumanBytes(forecast.predicted_peak_bytes()), ", at most ",
+                                         HumanBytes(forecast.high_peak_bytes())));
+  }
+  if (forecast.measured_step_seconds() > 0) {
+    const std::string foretold =
+        forecast.predicted_step_seconds() > 0
+            ? absl::StrCat(" (the worker foretold ",
+                           Significant(forecast.predicted_step_seconds(), 3), " s)")
+            : "";
+    details.Add("step", absl::StrCat(Significant(forecast.measured_step_seconds(), 3),
+                                     " s in the mean", foretold));
+  }
   return Indented(details.ToString(), "  ");
+}
+
+// "1.2 GiB of them now; asked to come within 1.0 GiB, for jobs/7".
+std::string AllotmentText(const lemo::v1::Allotment& allotment) {
+  std::string text = absl::StrCat(HumanBytes(allotment.memory_bytes()), " a rank");
+  if (allotment.asked_bytes() > 0) {
+    absl::StrAppend(&text, "; asked to come within ", HumanBytes(allotment.asked_bytes()));
+  }
+  if (!allotment.for_job().empty()) absl::StrAppend(&text, ", for ", allotment.for_job());
+  return text;
+}
+
+std::string ContractText(const lemo::v1::Contract& contract) {
+  const lemo::v1::Offer& offer = contract.offer();
+  Details details;
+  details.Add("offer",
+              absl::StrCat(offer.id(), ", ", HumanBytes(contract.memory_bytes()),
+                           " a rank at most, ", HumanDuration(offer.run_seconds()), " of running"));
+  details.Add("stores", absl::StrCat(StorageText(offer), "; windows of ", offer.window(), ", ",
+                                     offer.micro_batch_sequences(), " at a time; ",
+                                     Fixed(100 * offer.kept(), 1), " % of the rows"));
+  if (contract.base_bytes() > 0) {
+    details.Add("base",
+                absl::StrCat(HumanBytes(contract.base_bytes()),
+                             " of them frozen weights, which jobs on one device have once (",
+                             contract.base().substr(0, 8), ")"));
+  }
+  return Indented(details.ToString(), "  ");
+}
+
+// Budget beside use by category, and predicted beside actual times.
+std::string ContractReport(const Job& job) {
+  const lemo::v1::Contract& contract = job.contract();
+  const lemo::v1::Offer& offer = contract.offer();
+  const lemo::v1::PeakBytes& peak = job.progress().peak();
+  const bool has_peak = job.progress().step() > 0;
+  Table bytes({"memory of a rank", "at most", "expected", "peak so far"});
+  const auto row = [&](const char* name, int64_t (lemo::v1::PeakBytes::*get)() const) {
+    bytes.Add({name, HumanBytes((offer.high().*get)()), HumanBytes((offer.expected().*get)()),
+               has_peak ? HumanBytes((peak.*get)()) : ""});
+  };
+  row("weights", &lemo::v1::PeakBytes::weights);
+  row("trainable", &lemo::v1::PeakBytes::trainable);
+  row("saved activations", &lemo::v1::PeakBytes::saved_activations);
+  row("transient", &lemo::v1::PeakBytes::transient);
+  row("loss", &lemo::v1::PeakBytes::loss);
+  row("total", &lemo::v1::PeakBytes::total);
+  Table times({"time", "predicted", "actual"});
+  // Of a finished run the mean, which the prediction is of; before that the last step.
+  const double mean = job.result().forecast().measured_step_seconds();
+  const double actual = mean > 0 ? mean : job.progress().step_seconds();
+  times.Add({"step", absl::StrCat(Significant(offer.step().total(), 3), " s"),
+             has_peak ? absl::StrCat(Significant(actual, 3), " s") : ""});
+  std::string ends;
+  if (job.has_end_time()) {
+    ends = Time(job.end_time());
+  } else if (job.progress().eta_seconds() > 0) {
+    google::protobuf::Timestamp end = job.update_time();
+    end.set_seconds(end.seconds() + static_cast<int64_t>(job.progress().eta_seconds()));
+    ends = absl::StrCat(Time(end), " expected now");
+  }
+  times.Add({"end", offer.has_finish_time() ? Time(offer.finish_time()) : "not known", ends});
+  std::string text = ContractText(contract);
+  if (job.has_allotment()) {
+    Details now;
+    now.Add("now", AllotmentText(job.allotment()));
+    text += Indented(now.ToString(), "  ");
+  }
+  return absl::StrCat("\ncontract\n", text, Indented(bytes.ToString(), "  "),
+                      Indented(times.ToString(), "  "));
 }
 
 std::string JobText(const Job& job) {
@@ -145,7 +250,10 @@ std::string JobText(const Job& job) {
   details.Add("reason", job.reason());
   if (job.stop_request() == Job::STOP_PAUSE) details.Add("asked to", "pause");
   if (job.stop_request() == Job::STOP_CANCEL) details.Add("asked to", "cancel");
-  details.Add("progress", ProgressText(job.progress(), job.spec().limits().host_memory_bytes()));
+  details.Add(
+      "progress",
+      ProgressText(job.progress(), job.has_contract() ? job.contract().memory_bytes()
+                                                      : job.spec().limits().host_memory_bytes()));
   if (job.progress().checkpoint_step() > 0) {
     details.Add("checkpoint", absl::StrCat("step ", job.progress().checkpoint_step(), " at ",
                                            Time(job.progress().checkpoint_time())));
@@ -159,6 +267,9 @@ std::string JobText(const Job& job) {
                                       HumanDuration(Seconds(job.end_time()) - Seconds(from))));
   }
   details.Add("worker", job.worker());
+  if (job.nodes_size() > 1 || (job.nodes_size() == 1 && job.nodes(0).devices_size() > 1)) {
+    details.Add("gang", GangText(job));
+  }
   if (job.attempt() > 1) {
     details.Add("attempt", absl::StrCat(job.attempt(), " (", job.restarts(), " restarts of ",
                                         job.spec().restart().limit(), " allowed)"));
@@ -174,6 +285,7 @@ std::string JobText(const Job& job) {
     absl::StrAppend(&out, "\nfailed (", lemo::v1::Failure::Kind_Name(job.failure().kind()), ")\n",
                     FailureText(job.failure()));
   }
+  if (job.has_contract()) out += ContractReport(job);
   if (job.has_result()) absl::StrAppend(&out, "\nresult\n", ResultText(job.result()));
   if (job.artifacts_size() > 0) {
     Table table({"artifact", "bytes"});

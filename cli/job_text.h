@@ -19,6 +19,9 @@ int ExitCodeOf(lemo::v1::Job::State final_state);
 // `memory_limit` in bytes, 0 for none.
 std::string ProgressText(const lemo::v1::Progress& progress, int64_t memory_limit);
 
+// The accepted offer in two lines, each behind two blanks.
+std::string ContractText(const lemo::v1::Contract& contract);
+
 // What `job get` prints.
 std::string JobText(const lemo::v1::Job& job);
 

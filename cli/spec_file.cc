@@ -61,6 +61,11 @@ void MoveToService(lemo::v1::JobSpec* spec, std::vector<std::string>* notes) {
                                   "brings them here"));
     run->mutable_output()->clear_dir();
   }
+  if (run->model().has_bases_dir()) {
+    notes->push_back("model.bases_dir is not used: workers have their own");
+    run->mutable_model()->clear_bases_dir();
+    run->mutable_model()->clear_weights_digest();
+  }
   if (run->data().has_cache_dir()) {
     notes->push_back("data.cache_dir is not used: the service has its own");
     run->mutable_data()->clear_cache_dir();

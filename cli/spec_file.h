@@ -22,8 +22,8 @@ absl::StatusOr<SpecText> ReadSpecFile(const std::string& path);
 // line and nearest field name; what could be read is returned.
 //
 // A file of lemo-train (`model`, `data`, ... at the top) is taken for `run`. What belongs to the
-// service there is dropped with a line in `notes`: output.dir and data.cache_dir; `device` becomes
-// resources.device.
+// service there is dropped with a line in `notes`: output.dir, data.cache_dir, model.bases_dir;
+// `device` becomes resources.device.
 lemo::v1::JobSpec ParseJobSpec(const SpecText& source, const std::vector<std::string>& assignments,
                                Violations* violations, std::vector<std::string>* notes);
 

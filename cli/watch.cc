@@ -33,7 +33,8 @@ class Watch {
         job_(std::move(job)),
         text_({.terminal = context.is_table() && IsTerminal(context.out()),
                .width = TerminalWidth(),
-               .memory_limit = job_.spec().limits().host_memory_bytes()}) {}
+               .memory_limit = job_.has_contract() ? job_.contract().memory_bytes()
+                                                   : job_.spec().limits().host_memory_bytes()}) {}
 
   absl::StatusOr<int> Run() {
     CatchInterrupts();

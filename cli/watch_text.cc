@@ -74,10 +74,38 @@ std::string RunText(const RunEvent& run) {
       return absl::StrFormat("%-10s  %s", "error", run.error().message());
     case RunEvent::kSelection:
       return absl::StrFormat("%-10s  blocks kept in step %d", "selection", run.selection().step());
+    case RunEvent::kAmendment: {
+      const lemo::v1::AmendmentEvent& amendment = run.amendment();
+      return absl::StrFormat("%-10s  from step %d%s%s: %s instead of %s", "amended",
+                             amendment.step(), amendment.layers().empty() ? "" : ", layers ",
+                             amendment.layers(), amendment.to(), amendment.from());
+    }
+    case RunEvent::kShadow:
+      return absl::StrFormat("%-10s  at step %d  loss %s with all rows, %s with the kept ones%s",
+                             "shadow", run.shadow().step(), Fixed(run.shadow().dense_loss(), 4),
+                             Fixed(run.shadow().sparse_loss(), 4),
+                             run.shadow().verdict() == "within"
+                                 ? ""
+                                 : absl::StrCat("; more of them: ", run.shadow().verdict()));
     case RunEvent::EVENT_NOT_SET:
       return "event of a kind that this version does not know";
   }
   return "";
+}
+
+std::string ContractChangeText(const lemo::v1::ContractChange& change) {
+  const std::string to = HumanBytes(change.to_bytes()), from = HumanBytes(change.from_bytes());
+  switch (change.kind()) {
+    case lemo::v1::ContractChange::CUT:
+      return absl::StrCat("asked to come within ", to, " instead of ", from,
+                          " a rank: ", change.for_job(), " waits for the room");
+    case lemo::v1::ContractChange::WITHIN:
+      return absl::StrCat("keeps to ", to, " a rank");
+    case lemo::v1::ContractChange::RAISED:
+      return absl::StrCat("may have ", to, " a rank again instead of ", from);
+    default:
+      return "change of a kind that this version does not know";
+  }
 }
 
 std::string OneLine(std::string text) {
@@ -93,6 +121,8 @@ std::string WatchText::Line(const JobEvent& event) const {
   const std::string text =
       event.has_state()
           ? absl::StrFormat("%-10s  %s", StateName(event.state().to()), event.state().reason())
+      : event.has_contract()
+          ? absl::StrFormat("%-10s  %s", "contract", ContractChangeText(event.contract()))
           : RunText(event.run());
   return absl::StrCat(Time(event.time()), "  ", OneLine(text), "\n");
 }
