@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,17 +42,23 @@ struct PassRows {
 struct TapedModel {
   TapedModel(const std::string& shape, at::ScalarType type, const lemo::v1::TunerSpec& spec)
       : TapedModel(TinyConfig(shape), type, spec) {}
-  TapedModel(const DecoderConfig& model, at::ScalarType type, const lemo::v1::TunerSpec& spec)
+  // `tensor`: the ranks that share the model; null: this one alone. `sequence`: they share the rows
+  // of the stream, too.
+  TapedModel(const DecoderConfig& model, at::ScalarType type, const lemo::v1::TunerSpec& spec,
+             Communicator* tensor = nullptr, bool sequence = false)
       : config(model),
-        weights(RandomWeights(config, kModelSeed, type, at::kCPU)),
-        decoder(config, weights),
+        split(tensor != nullptr ? std::optional(SplitOver(config, *tensor, sequence))
+                                : std::nullopt),
+        weights(RandomWeights(config, kModelSeed, type, at::kCPU, split ? &*split : nullptr)),
+        decoder(split ? Decoder(*split, weights, *tensor) : Decoder(config, weights)),
         tuner(*MakeTuner(spec)),
         trainables(*tuner->Attach(decoder, kModelSeed)) {
     MoveOffZero(trainables, kModelSeed + 1);
   }
 
   // Loss sum and, in the trainables, gradients of the mean loss. The last stream and its gradient
-  // are left in `hidden` and `gradient`, the rows that they are in `order`.
+  // are left in `hidden` and `gradient`, the rows that they are in `order`; those of all ranks, one
+  // after another, where they share them.
   LossSums Run(const MicroBatch& batch, const std::vector<StoragePolicy>& policies,
                const PassRows& rows = {}) {
     ZeroGradients(trainables);
@@ -69,7 +76,8 @@ struct TapedModel {
     return grads;
   }
 
-  DecoderConfig config;
+  DecoderConfig config;  // of the whole model
+  std::optional<ModelSplit> split;
   ModelWeights weights;
   Decoder decoder;
   std::unique_ptr<Tuner> tuner;
@@ -83,6 +91,13 @@ struct TapedModel {
   int64_t saved_bytes = 0;
 
  private:
+  static ModelSplit SplitOver(const DecoderConfig& config, const Communicator& tensor,
+                              bool sequence) {
+    ModelSplit split = *ModelSplit::Make(config, tensor.rank(), tensor.size());
+    split.shares_rows = sequence;
+    return split;
+  }
+
   LossSums Pass(const MicroBatch& batch, const std::vector<StoragePolicy>& policies,
                 const PassRows& choice, bool for_backward) {
     const DeviceBatch device = ToDevice(batch, decoder, block_rows);
@@ -110,12 +125,18 @@ struct TapedModel {
         {.keep_left_rows = choice.keep_left_rows, .kv_all = choice.kv_all}, for_backward);
     if (tape.order()) order = order.index_select(0, *tape.order());
     labels = labels.index_select(0, order);
-    hidden = stream.clone();
+    const RowParts left = decoder.RowsWith(stream.size(0)), entered = decoder.Rows(tokens.size(0));
+    order = left.Gather(order);
+    hidden = left.Gather(stream).clone();
     if (!for_backward) return objective.Loss(stream, labels);
-    const int64_t labelled = labels.ne(kIgnoreLabel).sum().item<int64_t>();
+    const int64_t labelled = decoder.RowsWith(labels.ne(kIgnoreLabel).sum().item<int64_t>()).rows();
     const LossSums sums = objective.LossAndGradient(stream, labels, 1.0 / labelled);
     tape.Backward(stream);
-    gradient = stream.clone();
+    // Rows that left for good are behind its end.
+    gradient =
+        entered.Gather(stream.as_strided({entered.count(), config.hidden}, {config.hidden, 1}))
+            .narrow(0, 0, hidden.size(0))
+            .clone();
     saved_bytes = tape.saved_bytes();
     return sums;
   }

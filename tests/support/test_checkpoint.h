@@ -76,6 +76,7 @@ class TestCheckpoint {
   }
 
   CheckpointContents& contents() { return contents_; }
+  const CheckpointContents& contents() const { return contents_; }
 
   // Whether `loaded` holds exactly this.
   testing::AssertionResult Equals(const LoadedCheckpoint& loaded) const {

@@ -119,7 +119,8 @@ lemo::v1::TunerSpec FullSpec() {
 void MoveOffZero(Trainables& trainables, uint64_t seed) {
   const at::NoGradGuard no_grad;
   for (Trainable& trainable : trainables) {
-    trainable.master.add_(NormalTensor(trainable.shape(), 0.1, seed, trainable.name));
+    trainable.master.add_(
+        NormalTensor(WholeShape(trainable), 0.1, seed, trainable.name, trainable.shard));
   }
   RefreshValues(trainables);
 }

@@ -77,6 +77,29 @@ TEST(Jobs, AWorkerWithoutTheModelFetchesIt) {
             service.UndisturbedSha256(service.Spec()));
 }
 
+// Ranks of lemo-train under mpirun, on one worker and over two.
+TEST(Jobs, SeveralRanksTrainAsOneDoes) {
+  Service service;
+  service.PutInputs();
+  service.StartAgent("a", {"--cpu-devices", "2"});
+  lemo::v1::JobSpec spec = service.Spec();
+  spec.mutable_run()->mutable_tuner()->mutable_lora()->add_targets("o_proj");
+  const double alone = service.RunUndisturbed(spec).Last("result").at("eval_loss");
+  spec.mutable_resources()->set_ranks(2);
+  const Job together = service.Finish(service.Submit(spec).name());
+  ASSERT_EQ(together.state(), Job::SUCCEEDED) << together.ShortDebugString();
+  EXPECT_EQ(together.nodes_size(), 1);
+  EXPECT_NEAR(together.result().eval_loss(), alone, 1e-6 * alone);
+
+  service.StartAgent("b", {"--cpu-devices", "2"});
+  spec.mutable_resources()->set_ranks(4);
+  spec.mutable_run()->mutable_parallel()->set_tensor(2);
+  const Job over_two = service.Finish(service.Submit(spec).name());
+  ASSERT_EQ(over_two.state(), Job::SUCCEEDED) << over_two.ShortDebugString();
+  EXPECT_EQ(over_two.nodes_size(), 2);
+  EXPECT_NEAR(over_two.result().eval_loss(), alone, 1e-6 * alone);
+}
+
 TEST(Jobs, WaitsWithAReasonUntilAWorkerComes) {
   Service service;
   service.PutInputs();

@@ -8,6 +8,7 @@
 
 #include "common/files.h"
 #include "common/message_json.h"
+#include "tests/support/service_calls.h"
 
 namespace lemo::coordinator {
 namespace {
@@ -89,26 +90,13 @@ void Service::KillAgent(const std::string& name) {
 }
 
 std::string Service::Upload(const std::string& file) {
-  const std::string data = train::ReadAll(workspace_.path() / file);
-  const auto context = Patiently();
-  lemo::v1::File made;
-  const auto writer = files_->UploadFile(context.get(), &made);
-  lemo::v1::UploadFileRequest request;
-  request.mutable_start()->set_upload_id(file);
-  request.mutable_start()->set_display_name(file);
-  request.mutable_start()->set_bytes(static_cast<int64_t>(data.size()));
-  request.mutable_start()->set_sha256(Sha256Hex(data));
-  writer->Write(request);
-  request.mutable_chunk()->set_data(data);
-  writer->Write(request);
-  writer->WritesDone();
-  const grpc::Status status = writer->Finish();
-  EXPECT_TRUE(status.ok()) << status.error_message();
-  return made.name();
+  return service_calls::UploadFile(*files_, Patiently().get(), file,
+                                   train::ReadAll(workspace_.path() / file));
 }
 
 void Service::PutInputs(const std::string& model_path) {
   for (const char* file : {"train.jsonl", "eval.jsonl"}) names_[file] = Upload(file);
+  model_path_ = model_path;
   const auto context = Patiently();
   lemo::v1::AddModelRequest request;
   request.set_model_id("stories260k");
@@ -141,23 +129,11 @@ lemo::v1::JobSpec Service::Spec() const {
 }
 
 lemo::v1::Job Service::Submit(const lemo::v1::JobSpec& spec) {
-  const auto context = Patiently();
-  lemo::v1::SubmitJobRequest request;
-  *request.mutable_spec() = spec;
-  lemo::v1::Job job;
-  const grpc::Status status = jobs_->SubmitJob(context.get(), request, &job);
-  EXPECT_TRUE(status.ok()) << status.error_message();
-  return job;
+  return service_calls::SubmitJob(*jobs_, Patiently().get(), spec);
 }
 
 lemo::v1::Job Service::Get(const std::string& name) {
-  const auto context = Patiently();
-  lemo::v1::GetJobRequest request;
-  request.set_name(name);
-  lemo::v1::Job job;
-  const grpc::Status status = jobs_->GetJob(context.get(), request, &job);
-  EXPECT_TRUE(status.ok()) << status.error_message();
-  return job;
+  return service_calls::GetJob(*jobs_, Patiently().get(), name);
 }
 
 std::vector<lemo::v1::JobEvent> Service::Watch(
@@ -217,7 +193,7 @@ std::string Service::DownloadedSha256(const std::string& name, const std::string
 
 train::Outcome Service::RunUndisturbed(const lemo::v1::JobSpec& spec) {
   lemo::v1::RunSpec run = spec.run();
-  run.mutable_model()->set_path(train::Workspace::Model().string());
+  run.mutable_model()->set_path(model_path_);
   run.mutable_data()->mutable_train(0)->set_path("train.jsonl");
   run.mutable_data()->mutable_eval(0)->set_path("eval.jsonl");
   run.mutable_output()->set_dir("undisturbed");

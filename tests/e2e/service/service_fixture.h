@@ -38,7 +38,9 @@ class Service {
   // Uploads train.jsonl and eval.jsonl of the workspace and makes the model known; then Spec() can
   // be submitted.
   void PutInputs(const std::string& model_path = train::Workspace::Model().string());
-  // Four steps of LoRA over stories260k, as train::Workspace::Spec(), with names in place of paths.
+  // Where a test may write.
+  const std::filesystem::path& path() const { return workspace_.path(); }
+  // Four steps of LoRA over that model, as train::Workspace::Spec(), with names in place of paths.
   lemo::v1::JobSpec Spec() const;
 
   lemo::v1::Job Submit(const lemo::v1::JobSpec& spec);
@@ -76,6 +78,7 @@ class Service {
   std::unique_ptr<lemo::v1::ModelService::Stub> models_;
   std::unique_ptr<lemo::v1::ClusterService::Stub> cluster_;
   std::map<std::string, std::string> names_;  // of uploaded files
+  std::string model_path_;
 };
 
 // Bounds every wait of a test.

@@ -4,6 +4,10 @@
 #include <google/protobuf/util/delimited_message_util.h>
 #include <gtest/gtest.h>
 
+#include <sstream>
+#include <string>
+#include <vector>
+
 #include "lemo/v1/run_event.pb.h"
 #include "tests/e2e/train/workspace.h"
 
@@ -55,6 +59,91 @@ TEST(Modes, ThePreviewMarksWhatIsTrained) {
   EXPECT_THAT(run.out, HasSubstr("had a ball"));
   EXPECT_THAT(run.out, HasSubstr("train.jsonl:2: "));
   EXPECT_THAT(run.out, testing::Not(HasSubstr("train.jsonl:3: ")));
+}
+
+// Bytes as HumanBytes tells them, `26.2 MiB`.
+double ReadBytes(std::istream& in) {
+  double number = 0;
+  std::string unit;
+  in >> number >> unit;
+  const double scale = unit == "KiB" ? 0x1p10 : unit == "MiB" ? 0x1p20 : unit == "GiB" ? 0x1p30 : 1;
+  return number * scale;
+}
+
+// The offer that --plan marks, taken as it says, takes no more than it says.
+TEST(Modes, APlanSaysWhatARunTakes) {
+  const Workspace workspace;
+  const Outcome plan = workspace.Run(Workspace::Spec(), {"--plan"});
+  ASSERT_EQ(plan.exit_code, 0) << plan.err;
+  EXPECT_FALSE(fs::exists(workspace.path() / "out/adapter"));
+  double expected = 0, most = 0;
+  std::vector<std::string> overrides;
+  std::istringstream lines(plan.out);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string first, id;
+    words >> first;
+    if (first == "*") {
+      words >> id;
+      expected = ReadBytes(words);
+      most = ReadBytes(words);
+    } else if (first == "--set") {
+      const size_t open = line.find('\'') + 1;
+      overrides.insert(overrides.end(), {"--set", line.substr(open, line.rfind('\'') - open)});
+    }
+  }
+  ASSERT_GT(expected, 0) << plan.out;
+  ASSERT_FALSE(overrides.empty()) << plan.out;
+  const Outcome run = workspace.Run(Workspace::Spec(), overrides);
+  ASSERT_EQ(run.exit_code, 0) << run.out << run.err;
+  const auto total = run.Last("result").at("peak_bytes").at("total").get<double>();
+  // The table rounds to a tenth of its unit.
+  EXPECT_LE(total, most * 1.01) << plan.out;
+  // Sequences of short rows are not quite full, and publishing comes after the result.
+  EXPECT_GE(total, expected * 0.75) << plan.out;
+}
+
+TEST(Modes, APlanNamesTheMemoryThatWouldDo) {
+  const Workspace workspace;
+  const Outcome plan = workspace.Run(Workspace::Spec(), {"--plan", "--memory", "1KiB"});
+  EXPECT_EQ(plan.exit_code, 0) << plan.err;
+  EXPECT_THAT(plan.out, HasSubstr("memory_bytes_max is 1.0 KiB"));
+  EXPECT_THAT(plan.out, HasSubstr("would do"));
+}
+
+// For programs: with the rates that a plan measured the next one has the same offers, whatever is
+// wished of them, and an id is enough to find one.
+TEST(Modes, APlanInJsonCanBeAskedForAgain) {
+  const Workspace workspace;
+  const auto ids = [](const json& plan) {
+    std::vector<std::string> ids;
+    for (const json& offer : plan.at("offers")) ids.push_back(offer.at("id"));
+    return ids;
+  };
+  const Outcome first = workspace.Run(Workspace::Spec(), {"--plan", "--json"});
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  const json plan = json::parse(first.out);
+  ASSERT_GT(plan.at("offers").size(), 1u);
+  const auto again = [&](const json& wish) {
+    workspace.Write("options.json",
+                    json({{"plan", wish}, {"rates", json::array({plan.at("rates")})}}).dump());
+    return workspace.Run(Workspace::Spec(), {"--plan", "--json", "--plan-options", "options.json"});
+  };
+  const json smallest = json::parse(again({{"prefer", "smallest"}}).out);
+  EXPECT_EQ(ids(smallest), ids(plan));
+  EXPECT_EQ(smallest.at("preferred"), ids(plan).front());
+  const std::string last = ids(plan).back();
+  const json one = json::parse(again({{"offer", last.substr(0, 16)}}).out);
+  EXPECT_EQ(ids(one), std::vector<std::string>({last}));
+  EXPECT_EQ(one.at("preferred"), last);
+
+  const Outcome none = again({{"offer", "00000000"}});
+  EXPECT_EQ(none.exit_code, 2);
+  EXPECT_THAT(none.out + none.err, HasSubstr("plan.offer"));
+  const Outcome faulty = again({{"prefer", "best"}, {"min_keep", 2}});
+  EXPECT_EQ(faulty.exit_code, 2);
+  EXPECT_THAT(faulty.out + faulty.err,
+              testing::AllOf(HasSubstr("plan.prefer"), HasSubstr("plan.min_keep")));
 }
 
 TEST(Modes, EvalOnlyGivesTheLossBeforeTraining) {

@@ -143,5 +143,65 @@ TEST(Sparse, FaultsNameTheField) {
   }
 }
 
+TEST(Sparse, AShadowRaisesWhatIsKeptWhenQualityFalls) {
+  const Workspace workspace;
+  // Text of the model's own kind: of words at random, fewer are easier to predict.
+  workspace.Write("eval.jsonl",
+                  json{{"text",
+                        "Once upon a time, there was a little girl named Lily. She loved to play "
+                        "outside in the park with her dog. One day, she saw a big red ball."}}
+                          .dump() +
+                      "\n");
+  json spec = SparseSpec({{"keep", {0.3}}});
+  spec["train"]["steps"] = 8;
+  spec["train"]["learning_rate"] = 1e-5;
+  spec["eval"]["shadow_every_steps"] = 2;
+  spec["eval"]["max_quality_gap"] = 0;
+  const Outcome run = workspace.Run(spec);
+  ASSERT_EQ(run.exit_code, 0) << run.out << run.err;
+  std::vector<json> shadows = run.Of("shadow");
+  ASSERT_FALSE(shadows.empty());
+  size_t raised = 0;
+  double keep = 0;
+  for (const json& shadow : shadows) {
+    const double gap = shadow.at("gap");
+    EXPECT_NEAR(gap, shadow.at("sparse_loss").get<double>() - shadow.at("dense_loss").get<double>(),
+                1e-12);
+    EXPECT_EQ(shadow.at("verdict"), gap > 0 ? "raised" : "within");
+    raised += gap > 0;
+    EXPECT_GE(shadow.at("keep_least").get<double>(), keep);
+    keep = shadow.at("keep_least");
+  }
+  EXPECT_EQ(run.Of("amendment").size(), raised);
+  ASSERT_GT(raised, 0u);
+  // More rows are computed from the step after on.
+  const auto kept = [&run](int step) {
+    for (const json& event : run.Of("step")) {
+      if (event.at("step") != step) continue;
+      return event.contains("sparsity") ? event.at("sparsity").at("attention_kept")[0].get<double>()
+                                        : 1.0;
+    }
+    return 0.0;
+  };
+  EXPECT_GT(kept(8), kept(1));
+  EXPECT_TRUE(json::parse(ReadAll(workspace.path() / "out/report.json")).contains("shadows"));
+
+  // A budget that has no room for more rows keeps them away, and says so.
+  spec["output"]["dir"] = "refused";
+  spec["memory"] = {{"budget_bytes", 1}};
+  const std::string message = workspace.Run(spec).Last("error").at("message");
+  const size_t at = message.find("A budget of ");
+  ASSERT_NE(at, std::string::npos) << message;
+  spec["memory"]["budget_bytes"] = std::stoll(message.substr(at + 12)) + 4096;
+  spec["output"]["dir"] = "tight";
+  const Outcome tight = workspace.Run(spec);
+  ASSERT_EQ(tight.exit_code, 0) << tight.out << tight.err;
+  EXPECT_FALSE(tight.Of("shadow").empty());
+  for (const json& step : tight.Of("step")) {
+    EXPECT_LE(step.at("memory").at("peak_bytes").get<int64_t>(),
+              step.at("memory").at("budget_bytes").get<int64_t>());
+  }
+}
+
 }  // namespace
 }  // namespace lemo::train

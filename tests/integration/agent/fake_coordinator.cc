@@ -202,6 +202,14 @@ void FakeCoordinator::Signal(const lemo::v1::AttemptId& id,
   if (stream_ != nullptr) stream_->Write(message);
 }
 
+void FakeCoordinator::SetBudget(const lemo::v1::AttemptId& id, int64_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  CoordinatorMessage message;
+  *message.mutable_budget()->mutable_id() = id;
+  message.mutable_budget()->set_bytes(bytes);
+  if (stream_ != nullptr) stream_->Write(message);
+}
+
 void FakeCoordinator::SetNotCurrent(const Key& key) {
   std::lock_guard<std::mutex> lock(mutex_);
   attempts_[key].current = false;

@@ -74,6 +74,7 @@ class FakeCoordinator {
   void SetJobState(const std::string& job, lemo::v1::Job::State state);
   void Assign(const lemo::v1::Assignment& assignment);
   void Signal(const lemo::v1::AttemptId& id, lemo::v1::AttemptSignal::Signal signal);
+  void SetBudget(const lemo::v1::AttemptId& id, int64_t bytes);
   void SetNotCurrent(const Key& key);
 
   // --- What was seen. ---

@@ -28,11 +28,15 @@ class GangRun : public AgentTest {
   void SetUp() override {
     const auto command = MakeGangCommand({.ranks = 2, .directory = directory_ / "none"});
     ASSERT_TRUE(command.ok()) << command.status();
+    RemoveScratch(directory_ / "none");
     // Everything that the agent starts has it, whatever becomes of parents and groups.
     value_ = std::to_string(::getpid()) + directory_.string();
     ::setenv(kMark, value_.c_str(), 1);
   }
-  ~GangRun() override { ::unsetenv(kMark); }
+  ~GangRun() override {
+    ::unsetenv(kMark);
+    RemoveScratch(JobDirectory("a"));  // of an agent that was killed and had no successor
+  }
 
   AgentOptions Options() const override {
     AgentOptions options = AgentTest::Options();
@@ -180,6 +184,7 @@ TEST_F(GangRun, NothingIsLeftOfAKilledMpirun) {
   EXPECT_THAT(Processes(), IsEmpty());
   EXPECT_EQ(Children(), children);
   EXPECT_FALSE(fs::exists(ScratchOf(JobDirectory("a"))));
+  EXPECT_FALSE(fs::exists(SharedMemoryOf(JobDirectory("a"))));
 }
 
 TEST_F(GangRun, NothingIsLeftOfAKilledRank) {

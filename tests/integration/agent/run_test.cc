@@ -2,12 +2,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <poll.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
 #include "nlohmann/json.hpp"
 #include "tests/integration/agent/harness.h"
 
 namespace lemo::agent {
 namespace {
 
+namespace fs = std::filesystem;
 using lemo::v1::AttemptEnded;
 using lemo::v1::Failure;
 using testing::HasSubstr;
@@ -64,6 +71,37 @@ TEST_F(Run, PicturesOfKeptBlocksStayOnTheWorker) {
   EXPECT_EQ(attempt.events[1].step().step(), 2);
   EXPECT_EQ(attempt.events[1].sequence(), 2);
   EXPECT_TRUE(attempt.events[2].has_result());
+}
+
+// Where the ranks look before every step; what an attempt before was told is of no account.
+TEST_F(Run, WritesTheBudgetThatTheCoordinatorSays) {
+  const fs::path budget = JobDirectory("a") / "out" / "budget";
+  const auto says = [&](const std::string& bytes) {
+    for (int i = 0; i < 3000; ++i) {
+      std::ifstream file(budget);
+      if (std::string text; std::getline(file, text) && text == bytes) return true;
+      ::poll(nullptr, 0, 10);
+    }
+    return false;
+  };
+  fs::create_directories(budget.parent_path());
+  std::ofstream(budget) << "17\n";
+  StartAgent();
+  lemo::v1::Assignment assignment = MakeAssignment("a", "bytes 1\nstep 1\nhold\n");
+  assignment.set_contract_bytes(1000);
+  assignment.mutable_run()->mutable_memory()->set_budget_bytes(800);
+  coordinator_.Assign(assignment);
+  ASSERT_TRUE(coordinator_.WaitForSteps({"jobs/a", 1}, 1));
+  EXPECT_FALSE(fs::exists(budget));
+  coordinator_.SetBudget(assignment.id(), 700);
+  EXPECT_TRUE(says("700"));
+  coordinator_.SetBudget(assignment.id(), 900);
+  EXPECT_TRUE(says("800")) << "the run's own bound is less";
+  lemo::v1::AttemptId other = assignment.id();
+  other.set_attempt(2);
+  coordinator_.SetBudget(other, 600);
+  coordinator_.SetBudget(assignment.id(), 500);
+  EXPECT_TRUE(says("500"));
 }
 
 TEST_F(Run, GivesTheRankPathsForNames) {

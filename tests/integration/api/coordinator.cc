@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "common/files.h"
+#include "tests/support/service_calls.h"
 
 namespace lemo::coordinator {
 namespace {
@@ -189,21 +190,11 @@ lemo::v1::JobSpec CoordinatorTest::Spec(const std::string& file) const {
 }
 
 lemo::v1::Job CoordinatorTest::Submit(const lemo::v1::JobSpec& spec) {
-  lemo::v1::SubmitJobRequest request;
-  *request.mutable_spec() = spec;
-  lemo::v1::Job job;
-  const grpc::Status status = jobs_->SubmitJob(Patiently().get(), request, &job);
-  EXPECT_TRUE(status.ok()) << status.error_message();
-  return job;
+  return service_calls::SubmitJob(*jobs_, Patiently().get(), spec);
 }
 
 lemo::v1::Job CoordinatorTest::Get(const std::string& name) {
-  lemo::v1::GetJobRequest request;
-  request.set_name(name);
-  lemo::v1::Job job;
-  const grpc::Status status = jobs_->GetJob(Patiently().get(), request, &job);
-  EXPECT_TRUE(status.ok()) << status.error_message();
-  return job;
+  return service_calls::GetJob(*jobs_, Patiently().get(), name);
 }
 
 lemo::v1::Job CoordinatorTest::Await(const std::string& name, lemo::v1::Job::State state) {

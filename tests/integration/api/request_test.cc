@@ -157,6 +157,56 @@ TEST_F(RequestTest, NamesDoNotLeadAnywhere) {
   }
 }
 
+// Fields that a refused request is told of.
+std::vector<std::string> FieldsOf(const grpc::Status& status) {
+  google::rpc::Status rich;
+  EXPECT_TRUE(rich.ParseFromString(status.error_details()));
+  google::rpc::BadRequest bad;
+  for (const auto& detail : rich.details()) {
+    if (detail.Is<google::rpc::BadRequest>()) detail.UnpackTo(&bad);
+  }
+  std::vector<std::string> fields;
+  for (const auto& violation : bad.field_violations()) fields.push_back(violation.field());
+  return fields;
+}
+
+TEST_F(RequestTest, RanksAndTheirSplitAgree) {
+  struct Case {
+    int ranks, min_ranks, tensor, data;  // 0: not given
+    std::string fault;                   // the one field; empty: none
+  };
+  for (const Case& one : std::vector<Case>{{4, 0, 0, 0, ""},
+                                           {4, 0, 2, 2, ""},
+                                           {4, 2, 2, 0, ""},
+                                           {0, 0, 1, 1, ""},
+                                           {-1, 0, 0, 0, "resources.ranks"},
+                                           {5000, 0, 0, 0, "resources.ranks"},
+                                           {4, 5, 0, 0, "resources.min_ranks"},
+                                           {4, -1, 0, 0, "resources.min_ranks"},
+                                           {4, 0, 2, 3, "run.parallel.data"},
+                                           {4, 0, 0, 3, "run.parallel.data"},
+                                           {4, 0, 3, 0, "run.parallel.tensor"},
+                                           {0, 0, 2, 0, "run.parallel.tensor"},
+                                           {4, 2, 2, 2, "run.parallel.data"}}) {
+    lemo::v1::SubmitJobRequest request;
+    lemo::v1::JobSpec& spec = *request.mutable_spec();
+    spec = Spec(Upload("{}\n"));
+    if (one.ranks != 0) spec.mutable_resources()->set_ranks(one.ranks);
+    if (one.min_ranks != 0) spec.mutable_resources()->set_min_ranks(one.min_ranks);
+    if (one.tensor != 0) spec.mutable_run()->mutable_parallel()->set_tensor(one.tensor);
+    if (one.data != 0) spec.mutable_run()->mutable_parallel()->set_data(one.data);
+    Job job;
+    const grpc::Status status = jobs_->SubmitJob(Patiently().get(), request, &job);
+    SCOPED_TRACE(spec.ShortDebugString());
+    if (one.fault.empty()) {
+      EXPECT_TRUE(status.ok()) << status.error_message();
+    } else {
+      EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+      EXPECT_THAT(FieldsOf(status), testing::ElementsAre(one.fault));
+    }
+  }
+}
+
 TEST_F(RequestTest, AllFaultsOfASpecAreToldAtOnce) {
   lemo::v1::SubmitJobRequest request;
   lemo::v1::JobSpec& spec = *request.mutable_spec();
@@ -176,19 +226,12 @@ TEST_F(RequestTest, AllFaultsOfASpecAreToldAtOnce) {
   Job job;
   const grpc::Status status = jobs_->SubmitJob(Patiently().get(), request, &job);
   EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
-  google::rpc::Status rich;
-  ASSERT_TRUE(rich.ParseFromString(status.error_details()));
-  google::rpc::BadRequest bad;
-  for (const auto& detail : rich.details()) {
-    if (detail.Is<google::rpc::BadRequest>()) detail.UnpackTo(&bad);
-  }
-  std::vector<std::string> fields;
-  for (const auto& violation : bad.field_violations()) fields.push_back(violation.field());
-  EXPECT_THAT(fields, testing::IsSupersetOf(
-                          {"display_name", "labels", "labels[\"\"]", "resources.ranks",
-                           "resources.device", "resources.memory_bytes", "restart.limit",
-                           "restart.backoff_seconds", "limits.run_seconds", "limits.disk_bytes",
-                           "run.model.path", "run.data.train[0].path", "run.data.eval[0].path"}));
+  EXPECT_THAT(
+      FieldsOf(status),
+      testing::IsSupersetOf({"display_name", "labels", "labels[\"\"]", "resources.ranks",
+                             "resources.device", "resources.memory_bytes", "restart.limit",
+                             "restart.backoff_seconds", "limits.run_seconds", "limits.disk_bytes",
+                             "run.model.path", "run.data.train[0].path", "run.data.eval[0].path"}));
 }
 
 // What the checks at the door let pass goes into the file that the checking program reads.

@@ -49,9 +49,18 @@ class Jobs final : public lemo::v1::JobService::Service {
     if (state_->unavailable_submits-- > 0) return {StatusCode::UNAVAILABLE, "away"};
     if (!state_->submit_status.ok()) return state_->submit_status;
     if (!request->validate_only()) job->set_name("jobs/a");
-    job->set_state(lemo::v1::Job::VALIDATING);
+    job->set_state(request->spec().has_plan() ? lemo::v1::Job::PLANNING
+                                              : lemo::v1::Job::VALIDATING);
     *job->mutable_spec() = request->spec();
     if (!request->validate_only()) state_->jobs.emplace("jobs/a", *job);
+    return Status::OK;
+  }
+
+  Status PlanJob(ServerContext*, const lemo::v1::PlanJobRequest* request,
+                 lemo::v1::PlanJobResponse* response) override {
+    const std::lock_guard lock(state_->mutex);
+    state_->plans.push_back(*request);
+    *response = state_->plan;
     return Status::OK;
   }
 

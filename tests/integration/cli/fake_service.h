@@ -36,6 +36,9 @@ struct FakeState {
   int64_t break_upload_after = -1;    // once, when so many bytes have come
   int64_t break_download_after = -1;  // once, when so many bytes have gone
 
+  lemo::v1::PlanJobResponse plan;  // what every PlanJob is answered
+  std::vector<lemo::v1::PlanJobRequest> plans;
+
   std::vector<lemo::v1::SubmitJobRequest> submits;
   std::vector<lemo::v1::UploadStart> upload_starts;
   std::vector<int64_t> uploaded_from, downloaded_from, watched_from;

@@ -73,7 +73,10 @@ std::unique_ptr<Engine> MakeEngine(at::ScalarType type, const lemo::v1::TokensSp
 
 Batch MakeBatch(std::vector<MicroBatch> micro_batches) {
   Batch batch;
-  for (const MicroBatch& part : micro_batches) {
+  for (MicroBatch& part : micro_batches) {
+    for (size_t d = 0; d + 1 < part.document_starts.size(); ++d) {
+      part.document_places.push_back(batch.tokens + part.document_starts[d]);
+    }
     batch.sequences += static_cast<int64_t>(part.document_starts.size()) - 1;
     batch.tokens += part.rows();
     batch.labelled_tokens += std::count_if(part.labels.begin(), part.labels.end(),
@@ -288,6 +291,45 @@ TEST(SparseEngine, SeveralMicroBatchesAreOne) {
     for (size_t i = 0; i < whole->trainables().size(); ++i) {
       EXPECT_LE(RelativeError(split->trainables()[i].grad, whole->trainables()[i].grad), 1e-10);
     }
+  }
+}
+
+// Losses are told apart by nothing but what was computed: both are of the same labelled rows.
+TEST(SparseEngine, AShadowComparesTheSameRows) {
+  const DecoderConfig config = TinyConfig("gqa");
+  for (const Way& way : {Way{"layer", "shared", "all"}, Way{"layer", "own", "through"},
+                         Way{"group", "shared", "all"}, Way{"nested", "shared", "all"},
+                         Way{"nested", "shared", "through"}, Way{"stack", "shared", "through"},
+                         Way{"stack", "shared", "all"}}) {
+    SCOPED_TRACE(way.scope + ", mlp " + way.mlp + ", loss " + way.loss_rows);
+    lemo::v1::TokensSpec tokens = Tokens("random", way.scope, 0.5, way.mlp, way.loss_rows);
+    tokens.set_keep_labels(false);
+    const std::unique_ptr<Engine> engine = MakeEngine(at::kDouble, tokens);
+    const auto shadow = [&](double keep) {
+      int next = 0;
+      return engine->Shadow(
+          [&]() -> std::optional<MicroBatch> {
+            return next == 2 ? std::nullopt
+                             : std::optional(RandomBatch(config, {43, 60}, 300 + next++));
+          },
+          std::vector<double>(config.layers, keep));
+    };
+    const ShadowResult some = shadow(0.5);
+    EXPECT_GT(some.sparse.labelled, 0);
+    EXPECT_EQ(some.sparse.labelled, some.dense.labelled);
+    EXPECT_GT(std::abs(some.sparse.loss - some.dense.loss), 1e-6);
+    // Where all rows are kept the two passes are one, and the shadow the evaluation.
+    const ShadowResult all = shadow(1);
+    EXPECT_EQ(all.sparse.labelled, all.dense.labelled);
+    EXPECT_NEAR(all.sparse.loss, all.dense.loss, 1e-12 * all.dense.loss);
+    int next = 0;
+    const EvalResult eval = engine->Evaluate([&]() -> std::optional<MicroBatch> {
+      return next == 2 ? std::nullopt : std::optional(RandomBatch(config, {43, 60}, 300 + next++));
+    });
+    EXPECT_EQ(all.dense.labelled, eval.sums.labelled);
+    EXPECT_NEAR(all.dense.loss, eval.sums.loss, 1e-12 * eval.sums.loss);
+    const bool fewer = way.loss_rows == "through" || way.scope == "stack";
+    EXPECT_EQ(some.dense.labelled < eval.sums.labelled, fewer);
   }
 }
 

@@ -157,7 +157,8 @@ class RandomRows final : public RowSource {
   void Note(const RowSpace& space, const BlocksKept& kept, const at::Tensor& stream,
             std::vector<at::Tensor>* masks) {
     masks->push_back(RowsIn(space, kept));
-    if (!stream.defined()) return;
+    // Nor where ranks share the rows, and this is some of them.
+    if (!stream.defined() || stream.size(0) != space.rows()) return;
     at::Tensor all = at::full({space_->rows(), stream.size(1)},
                               std::numeric_limits<double>::quiet_NaN(), stream.options());
     streams_.push_back(all.index_copy_(0, space.row_ids().to(at::kLong), stream));

@@ -1,6 +1,7 @@
 // The tape with rows left out, against the masked dense model: acceptance tests C1, C2, C3, C4, C8,
 // C9 and C11 of lemo-spec section 16.1.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "tests/parity/sparse/random_rows.h"
@@ -208,34 +209,40 @@ TEST_P(SparseTape, ALayerLeavesTheGradientOfOtherRowsAsItIs) {
   }
 }
 
-// C8
+// C8, in double precision too, where nothing can hide behind rounding. On one thread: a product
+// shared out over several is cut elsewhere for another number of rows, and rounds otherwise.
 TEST_P(SparseTape, SegmentsOfTheLossDoNotMatter) {
-  TapedModel model = Make(at::kFloat);
-  const MicroBatch batch = Batch(model);
-  const auto policies = Uniform("attn_out", model.config.layers);
-  for (const Scheme& scheme : kSchemes) {
-    if (!scheme.loss_through) continue;
-    SCOPED_TRACE(scheme.name);
-    RandomRows rows(scheme, batch, model, kSeed);
-    model.loss_segment_rows = 1000;
-    const LossSums whole = model.Run(batch, policies, rows.Rows());
-    const std::vector<at::Tensor> grads = model.Gradients();
-    ASSERT_GT(whole.labelled, 5);
-    for (const int64_t segment : {1, 2, 5, 7}) {
-      model.loss_segment_rows = segment;
-      const LossSums sums = model.Run(batch, policies, rows.Rows());
-      EXPECT_EQ(sums.labelled, whole.labelled);
-      EXPECT_NEAR(sums.loss, whole.loss, 1e-6 * whole.loss);
-      for (size_t i = 0; i < grads.size(); ++i) {
-        // Nothing but rounding: a bias of keys that are not rotated has no gradient.
-        if (model.config.family == "opt" && model.trainables[i].name.ends_with("k_proj.bias")) {
-          continue;
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  for (const auto& [type, bound] : {std::pair{at::kDouble, 1e-12}, {at::kFloat, 1e-6}}) {
+    TapedModel model = Make(type);
+    const MicroBatch batch = Batch(model);
+    const auto policies = Uniform("attn_out", model.config.layers);
+    for (const Scheme& scheme : kSchemes) {
+      if (!scheme.loss_through) continue;
+      SCOPED_TRACE(scheme.name);
+      RandomRows rows(scheme, batch, model, kSeed);
+      model.loss_segment_rows = 1000;
+      const LossSums whole = model.Run(batch, policies, rows.Rows());
+      const std::vector<at::Tensor> grads = model.Gradients();
+      EXPECT_GT(whole.labelled, 5);
+      for (const int64_t segment : {1, 2, 5, 7}) {
+        model.loss_segment_rows = segment;
+        const LossSums sums = model.Run(batch, policies, rows.Rows());
+        EXPECT_EQ(sums.labelled, whole.labelled);
+        EXPECT_NEAR(sums.loss, whole.loss, bound * whole.loss);
+        for (size_t i = 0; i < grads.size(); ++i) {
+          // Nothing but rounding: a bias of keys that are not rotated has no gradient.
+          if (model.config.family == "opt" && model.trainables[i].name.ends_with("k_proj.bias")) {
+            continue;
+          }
+          EXPECT_LE(RelativeError(model.trainables[i].grad, grads[i]), bound)
+              << model.trainables[i].name << ", segments of " << segment;
         }
-        EXPECT_LE(RelativeError(model.trainables[i].grad, grads[i]), 1e-6)
-            << model.trainables[i].name << ", segments of " << segment;
       }
     }
   }
+  at::set_num_threads(threads);
 }
 
 // C9

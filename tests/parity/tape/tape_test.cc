@@ -55,9 +55,9 @@ Expected ThroughStages(TapedModel& engine, const MicroBatch& batch) {
   for (const DecoderLayer& layer : decoder.layers) {
     const Qkv qkv = QkvStage(decoder, layer, x, rows.rope, {}, {});
     x = x + OutputStage(layer, attend(qkv), {}, Output::Compute());
-    if (decoder.config.post_norm) x = AttentionPostNorm(decoder, layer, x);
+    if (decoder.config.post_norm) x = AttentionNorm(decoder, layer, x);
     x = x + MlpStage(decoder, layer, x, {}, {}, Output::Compute(), nullptr);
-    if (decoder.config.post_norm) x = MlpPostNorm(decoder, layer, x);
+    if (decoder.config.post_norm) x = MlpNorm(decoder, layer, x);
   }
   const at::Tensor logits = at::linear(FinalNorm(decoder, x), decoder.head);
   const at::Tensor loss = at::nll_loss(at::log_softmax(logits, -1), device.labels, {},

@@ -12,6 +12,7 @@
 #include "worker/train/data/batches.h"
 #include "worker/train/data/random.h"
 #include "worker/train/data/sequence_order.h"
+#include "worker/train/data/shares.h"
 
 namespace lemo::train {
 namespace {
@@ -160,6 +161,93 @@ TEST(StreamProperty, BatchesDoNotDependOnMicroBatching) {
   for (const int64_t micro_batch_tokens : {1, 41, 80, 10'000}) {
     EXPECT_EQ(epochs(micro_batch_tokens), expected) << micro_batch_tokens;
   }
+}
+
+// The shares of a batch are the batch: every document in one of them, with its own place, and the
+// same counts, places and rounds told to all.
+TEST(StreamProperty, SharesAreTheWholeBatch) {
+  const Scratch scratch;
+  const Dataset data = RandomData(scratch, 9, 150);
+  for (const int shares : {1, 2, 3, 7}) {
+    SCOPED_TRACE(shares);
+    const BatchOptions whole{.seed = 4,
+                             .max_length = kMaxLength,
+                             .batch_sequences = 5,
+                             .micro_batch_tokens = 64,
+                             .attention_length = 50};
+    BatchStream all = *BatchStream::Create(&data, whole);
+    std::vector<BatchStream> streams;
+    for (int share = 0; share < shares; ++share) {
+      BatchOptions options = whole;
+      options.share = share;
+      options.shares = shares;
+      streams.push_back(*BatchStream::Create(&data, options));
+    }
+    for (int step = 0; step < 40; ++step) {
+      const Batch batch = all.Next();
+      using Placed = std::pair<int64_t, int64_t>;  // place, row of the data
+      std::set<Placed> expected, found;
+      int64_t place = 0, rounds = 0;
+      const auto add = [](const Batch& part, std::set<Placed>* into) {
+        for (const MicroBatch& micro : part.micro_batches) {
+          EXPECT_LE(micro.rows(), 64);
+          ASSERT_EQ(micro.document_places.size(), micro.document_rows.size());
+          for (size_t d = 0; d < micro.document_rows.size(); ++d) {
+            EXPECT_TRUE(into->emplace(micro.document_places[d], micro.document_rows[d]).second);
+          }
+        }
+      };
+      add(batch, &expected);
+      for (const auto& [at, row] : expected) {
+        EXPECT_EQ(at, place);
+        place += data.length(row);
+      }
+      EXPECT_EQ(place, batch.tokens);
+      for (BatchStream& stream : streams) {
+        const Batch part = stream.Next();
+        EXPECT_EQ(part.tokens, batch.tokens);
+        EXPECT_EQ(part.labelled_tokens, batch.labelled_tokens);
+        EXPECT_EQ(part.sequences, batch.sequences);
+        add(part, &found);
+        rounds = std::max<int64_t>(rounds, std::ssize(part.micro_batches));
+        EXPECT_GE(part.rounds, std::ssize(part.micro_batches));
+        if (&stream == &streams.back()) {
+          EXPECT_EQ(part.rounds, rounds);
+        }
+      }
+      EXPECT_EQ(found, expected);
+    }
+  }
+}
+
+// The dearest share is beyond the mean by less than one sequence.
+TEST(ShareProperty, NoShareIsMuchDearer) {
+  for (uint32_t seed = 0; seed < 200; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    const int shares = 1 + static_cast<int>(random() % 8);
+    std::vector<double> costs(random() % 40);
+    for (double& cost : costs) cost = 1 + static_cast<double>(random() % 1000);
+    const std::vector<int> share_of = ShareOut(costs, shares);
+    ASSERT_EQ(share_of.size(), costs.size());
+    std::vector<double> loads(static_cast<size_t>(shares));
+    double sum = 0, dearest = 0;
+    for (size_t i = 0; i < costs.size(); ++i) {
+      ASSERT_GE(share_of[i], 0);
+      ASSERT_LT(share_of[i], shares);
+      loads[static_cast<size_t>(share_of[i])] += costs[i];
+      sum += costs[i];
+      dearest = std::max(dearest, costs[i]);
+    }
+    const double worst = *std::max_element(loads.begin(), loads.end());
+    EXPECT_LE(worst, sum / shares + dearest + 1e-9);
+    EXPECT_EQ(ShareOut(costs, shares), share_of);
+  }
+}
+
+TEST(ShareProperty, CostGrowsWithTheSquareBeyondTheLength) {
+  EXPECT_EQ(SequenceCost(std::vector<int64_t>{10, 20}, 0), 30);
+  EXPECT_EQ(SequenceCost(std::vector<int64_t>{10, 20}, 10), 30 + 10 + 40);
 }
 
 TEST(StreamProperty, OrderComesFromSeedAndEpoch) {

@@ -1,6 +1,7 @@
 // Blocks against a twin that knows of every row its document and its place, and nothing of runs.
 #include "worker/train/tokens/blocks.h"
 
+#include <algorithm>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -80,6 +81,18 @@ TEST(Blocks, EqualTheTwin) {
     EXPECT_EQ(RowsOf(layout, kept), indices);
     EXPECT_EQ(CountRows(layout, kept), static_cast<int64_t>(indices.size()));
     ExpectSame(KeepBlocks(layout, kept), Twin(stay));
+
+    // In parts that begin anywhere, some of them with nothing.
+    std::vector<int64_t> bounds = {0, layout.rows()};
+    for (int i = 0; i < 3; ++i) bounds.push_back(testing::Draw(random, 0, layout.rows()));
+    std::sort(bounds.begin(), bounds.end());
+    std::vector<int64_t> counts;
+    for (size_t i = 0; i + 1 < bounds.size(); ++i) {
+      counts.push_back(std::count_if(indices.begin(), indices.end(), [&](int32_t row) {
+        return bounds[i] <= row && row < bounds[i + 1];
+      }));
+    }
+    EXPECT_EQ(CountRows(layout, kept, bounds), counts);
 
     // Labels: a block with one, in documents where such blocks are under a quarter.
     const std::vector<uint8_t> labelled =

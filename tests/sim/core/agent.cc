@@ -18,8 +18,8 @@ namespace {
 constexpr Ms kLongestKill = 4000;  // until the last rank is gone
 }  // namespace
 
-Agent::Agent(World* world, std::string name, std::vector<lemo::v1::Device> devices)
-    : world_(world), name_(std::move(name)), devices_(std::move(devices)) {}
+Agent::Agent(World* world, std::string name, std::vector<lemo::v1::Device> devices, bool reachable)
+    : world_(world), name_(std::move(name)), devices_(std::move(devices)), reachable_(reachable) {}
 
 void Agent::After(Ms delay, std::function<void()> what) {
   world_->loop().After(delay, [this, life = life_, what = std::move(what)] {
@@ -51,6 +51,7 @@ void Agent::Dial() {
   lemo::v1::Hello& hello = *message.mutable_hello();
   hello.set_worker(name_);
   for (const lemo::v1::Device& device : devices_) *hello.add_devices() = device;
+  if (reachable_) hello.mutable_endpoint()->set_address(name_ + ":1");
   for (const auto& [key, attempt] : attempts_) {
     if (attempt.discard) continue;
     lemo::v1::AttemptReport& report = *hello.add_attempts();
@@ -161,6 +162,12 @@ void Agent::OnMessage(const std::shared_ptr<Link>& link, const CoordinatorMessag
       found->second.acknowledged = std::max(found->second.acknowledged, known.through_sequence());
       break;
     }
+    case CoordinatorMessage::kBudget: {
+      auto found = attempts_.find({message.budget().id().job(), message.budget().id().attempt()});
+      if (found == attempts_.end() || !found->second.alive) break;
+      found->second.budget = message.budget().bytes();
+      break;
+    }
     case CoordinatorMessage::kForgotten: {
       auto found =
           attempts_.find({message.forgotten().id().job(), message.forgotten().id().attempt()});
@@ -243,8 +250,20 @@ void Agent::OnAssign(const lemo::v1::Assignment& assignment) {
   Attempt& attempt = attempts_[key];
   attempt.id = assignment.id();
   attempt.devices.assign(assignment.devices().begin(), assignment.devices().end());
-  if (assignment.ranks() != world_->PlanOf(key.first).ranks ||
-      assignment.devices_size() != assignment.ranks()) {
+  attempt.budget = assignment.contract_bytes();
+  int ranks = assignment.devices_size();
+  if (assignment.nodes_size() > 0) {
+    ranks = 0;
+    for (const lemo::v1::AssignedNode& node : assignment.nodes()) {
+      attempt.workers.push_back(node.worker());
+      ranks += node.ranks();
+      if (node.worker() == name_ && node.ranks() != assignment.devices_size()) {
+        world_->Break(absl::StrCat(key.first, " has other devices than ranks on ", name_));
+      }
+    }
+    if (assignment.gang_token().empty()) world_->Break("a gang has no token");
+  }
+  if (assignment.ranks() != ranks) {
     world_->Break(absl::StrCat(key.first, " was placed with another number of ranks"));
   }
   if (!HasLease()) {
@@ -258,16 +277,71 @@ void Agent::StartRanks(const Key& key) {
   auto found = attempts_.find(key);
   if (found == attempts_.end() || found->second.over || found->second.stopping) return;
   Attempt& attempt = found->second;
-  attempt.alive = true;
-  world_->RanksBegin(key.first, key.second, name_, attempt.devices);
+  attempt.ready = true;
+  if (!Leads(attempt)) return;
+  for (const std::string& worker : attempt.workers) {
+    if (world_->FindAgent(worker)->Ready(key.first, key.second)) continue;
+    After(world_->chance().Between(50, 500), [this, key] { StartRanks(key); });
+    return;
+  }
+  BeginPart(key.first, key.second);
+  for (const std::string& worker : attempt.workers) {
+    if (worker != name_) world_->FindAgent(worker)->BeginPart(key.first, key.second);
+  }
+  world_->GangBegins(key.first, key.second);
   AgentMessage message;
   *message.mutable_started()->mutable_id() = attempt.id;
   Say(std::move(message));
   RunEvent event;
   event.mutable_phase()->set_name("train");
   Emit(attempt, event);
-  After(world_->chance().Between(50, 1500),
-        [this, key, step = world_->CheckpointStep(key.first) + 1] { MakeStep(key, step); });
+  BeginStep(key, world_->CheckpointStep(key.first) + 1);
+}
+
+void Agent::BeginStep(const Key& key, int step) {
+  Attempt& attempt = attempts_.at(key);
+  attempt.step_budget = attempt.budget;
+  if (attempt.budget > 0) world_->RanksHold(key.first, attempt.budget);
+  After(world_->chance().Between(50, 1500), [this, key, step] { MakeStep(key, step); });
+}
+
+bool Agent::Leads(const Attempt& attempt) const {
+  return attempt.workers.empty() || attempt.workers.front() == name_;
+}
+
+bool Agent::Ready(const std::string& job, int attempt) const {
+  const auto found = attempts_.find({job, attempt});
+  return up_ && found != attempts_.end() && found->second.ready && !found->second.over &&
+         !found->second.stopping;
+}
+
+void Agent::BeginPart(const std::string& job, int attempt) {
+  Attempt& part = attempts_.at({job, attempt});
+  part.alive = true;
+  world_->RanksBegin(job, attempt, name_, part.devices);
+}
+
+void Agent::GangBroke(const std::string& job, int attempt) {
+  // At the latest when a silent connection is given up.
+  After(world_->chance().Between(0, 5000), [this, job, attempt] {
+    const auto found = attempts_.find({job, attempt});
+    if (found == attempts_.end() || !found->second.alive) return;
+    if (Leads(found->second)) {
+      End(found->second, AttemptEnded::FAILED);
+    } else {
+      Gone(found->second);
+    }
+  });
+}
+
+void Agent::Gone(Attempt& attempt) {
+  if (!std::exchange(attempt.alive, false)) return;
+  world_->RanksEnd(attempt.id.job(), name_);
+  for (const std::string& worker : attempt.workers) {
+    if (worker != name_) {
+      world_->FindAgent(worker)->GangBroke(attempt.id.job(), attempt.id.attempt());
+    }
+  }
 }
 
 void Agent::MakeStep(const Key& key, int step) {
@@ -298,13 +372,19 @@ void Agent::MakeStep(const Key& key, int step) {
   }
   event.mutable_step()->set_step(step);
   event.mutable_step()->set_steps(plan.steps);
+  if (attempt.step_budget > 0) {
+    lemo::v1::StepMemory& memory = *event.mutable_step()->mutable_memory();
+    memory.set_budget_bytes(attempt.step_budget);
+    memory.set_peak_bytes(world_->chance().Between(attempt.step_budget / 2, attempt.step_budget));
+    memory.set_least_bytes(plan.least_bytes);
+  }
   Emit(attempt, event);
   if (world_->chance().Happens(400)) {
     world_->CheckpointStep(key.first) = step;
     event.mutable_checkpoint()->set_step(step);
     Emit(attempt, event);
   }
-  After(world_->chance().Between(50, 1500), [this, key, step] { MakeStep(key, step + 1); });
+  BeginStep(key, step + 1);
 }
 
 void Agent::Emit(Attempt& attempt, RunEvent event) {
@@ -326,8 +406,7 @@ void Agent::StopRanks(const Key& key, Ms delay, AttemptEnded::Outcome outcome) {
 }
 
 void Agent::End(Attempt& attempt, AttemptEnded::Outcome outcome, Failure::Kind kind) {
-  if (attempt.alive) world_->RanksEnd(attempt.id.job(), name_);
-  attempt.alive = false;
+  Gone(attempt);
   attempt.over = true;
   *attempt.end.mutable_id() = attempt.id;
   attempt.end.set_outcome(outcome);
@@ -359,7 +438,12 @@ void Agent::Crash(bool disk_lost) {
     const Ms delay = world_->chance().Between(0, 2000);
     gone = std::max(gone, delay);
     attempt.alive = false;
-    After(delay, [this, job = key.first] { world_->RanksEnd(job, name_); });
+    After(delay, [this, id = attempt.id, workers = attempt.workers] {
+      world_->RanksEnd(id.job(), name_);
+      for (const std::string& worker : workers) {
+        if (worker != name_) world_->FindAgent(worker)->GangBroke(id.job(), id.attempt());
+      }
+    });
   }
   for (auto entry = attempts_.begin(); entry != attempts_.end();) {
     if (disk_lost || entry->second.discard) {

@@ -30,6 +30,13 @@ TEST(CoreSim, EveryJobEndsAndNoneRunsTwice) {
     all.crashes += tally.crashes;
     all.agent_crashes += tally.agent_crashes;
     all.attempts += tally.attempts;
+    all.gangs += tally.gangs;
+    all.shrunk += tally.shrunk;
+    all.shared += tally.shared;
+    all.on_one_base += tally.on_one_base;
+    all.cuts += tally.cuts;
+    all.kept_cuts += tally.kept_cuts;
+    all.raises += tally.raises;
     all.broken_links += tally.broken_links;
     all.lost_leases += tally.lost_leases;
     all.lost_seconds += tally.lost_seconds;
@@ -38,14 +45,24 @@ TEST(CoreSim, EveryJobEndsAndNoneRunsTwice) {
     all.failed += tally.failed;
     all.cancelled += tally.cancelled;
   }
-  std::cout << count << " worlds: " << all.steps << " steps, " << all.attempts << " attempts, "
-            << all.succeeded << " jobs succeeded, " << all.failed << " failed, " << all.cancelled
-            << " cancelled; " << all.crashes << " coordinators and " << all.agent_crashes
-            << " agents died, " << all.broken_links << " streams broke, " << all.lost_leases
-            << " jobs lost their worker, " << all.clock_jumps << " clocks were set\n";
+  std::cout << count << " worlds: " << all.steps << " steps, " << all.attempts << " attempts ("
+            << all.gangs << " over several workers, " << all.shrunk << " with fewer ranks, "
+            << all.shared << " beside another job, " << all.on_one_base << " on one base), "
+            << all.cuts << " contracts were cut, " << all.kept_cuts << " of them kept, and "
+            << all.raises << " raised again; " << all.succeeded << " jobs succeeded, " << all.failed
+            << " failed, " << all.cancelled << " cancelled; " << all.crashes << " coordinators and "
+            << all.agent_crashes << " agents died, " << all.broken_links << " streams broke, "
+            << all.lost_leases << " jobs lost their worker, " << all.clock_jumps
+            << " clocks were set\n";
   if (one || count < 100) return;
   // A world in which nothing happens proves nothing.
   EXPECT_GT(all.succeeded, count / 2);
+  EXPECT_GT(all.gangs, count / 10);
+  EXPECT_GT(all.shrunk, count / 100);
+  EXPECT_GT(all.shared, count / 10);
+  EXPECT_GT(all.on_one_base, count / 50);
+  EXPECT_GT(all.kept_cuts, count / 50);
+  EXPECT_GT(all.raises, count / 100);
   EXPECT_GT(all.crashes, count);
   EXPECT_GT(all.lost_leases, count / 10);
   EXPECT_GT(all.lost_seconds, all.lost_leases);

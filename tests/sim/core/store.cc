@@ -40,6 +40,8 @@ std::string FakeStore::CheckEvents(const JobRecord* before, const Persist& chang
       }
       state = event.state().to();
       code = event.state().reason_code();
+    } else if (event.has_contract()) {
+      if (event.attempt() != job.attempt()) return "a contract was amended for another attempt";
     } else {
       int64_t& count = run_events_[{job.name(), event.attempt()}];
       if (event.attempt() != job.attempt()) return "an event of another attempt was taken";
@@ -73,8 +75,9 @@ std::string FakeStore::Apply(const Persist& change) {
     if (job.attempt() > before->job.attempt()) placed_.push_back(job.name());
     if (job.etag() == before->job.etag()) return "its etag stayed";
     if (change.record.run_seconds_used < before->run_seconds_used) return "its run time went back";
-    if (before->job.state() == Job::VALIDATING && before->job.stop_request() == Job::STOP_PAUSE &&
-        job.state() == Job::QUEUED) {
+    const bool checked =
+        before->job.state() == Job::VALIDATING || before->job.state() == Job::PLANNING;
+    if (checked && before->job.stop_request() == Job::STOP_PAUSE && job.state() == Job::QUEUED) {
       return "it was asked to be paused and waits";
     }
     if (before->job.stop_request() == Job::STOP_CANCEL && !IsPlaced(job) &&
@@ -88,9 +91,12 @@ std::string FakeStore::Apply(const Persist& change) {
   }
   if (std::string fault = CheckEvents(before, change); !fault.empty()) return fault;
   if (IsPlaced(job) != !change.record.devices.empty()) return "its devices do not fit its state";
-  // An end that the agent told counts when all of its events are there.
-  const bool told = job.state() == Job::SUCCEEDED || job.state() == Job::FAILED ||
-                    job.reason_code() == Job::BACKING_OFF;
+  // An end that the agent told counts when all of its events are there. Of a gang another agent's
+  // word may be what counts, and then the lead may have been lost with its events.
+  const bool alone = job.nodes_size() == 1;
+  const bool told =
+      job.state() == Job::SUCCEEDED ||
+      (alone && (job.state() == Job::FAILED || job.reason_code() == Job::BACKING_OFF));
   const bool unheard = absl::StrContains(job.reason(), "was lost") ||
                        absl::StrContains(job.reason(), "no longer knows");
   auto claim = claims_.find({job.name(), job.attempt()});
@@ -115,14 +121,42 @@ std::string FakeStore::Apply(const Persist& change) {
 
 std::string FakeStore::EndTransaction() {
   for (const std::string& job : std::exchange(placed_, {})) {
-    const std::string& worker = jobs_.at(job).job.worker();
-    if (cordoned_.count(worker) > 0) return absl::StrCat(job, " was placed on cordoned ", worker);
+    for (const lemo::v1::GangNode& node : jobs_.at(job).job.nodes()) {
+      if (cordoned_.count(node.worker()) > 0) {
+        return absl::StrCat(job, " was placed on cordoned ", node.worker());
+      }
+    }
   }
-  std::map<std::pair<std::string, int>, std::string> taken;
+  struct Use {
+    std::string holder;
+    int64_t bytes = 0;  // by contract, what was cut left out
+    bool alone = false;
+    std::set<std::string> bases;
+  };
+  std::map<std::pair<std::string, int>, Use> taken;
   for (const auto& [name, record] : jobs_) {
-    for (int device : record.devices) {
-      auto [holder, free] = taken.try_emplace({record.job.worker(), device}, name);
-      if (!free) return absl::StrCat(name, " and ", holder->second, " have the same device");
+    if (!IsPlaced(record.job)) continue;
+    for (const lemo::v1::GangNode& node : record.job.nodes()) {
+      for (int device : node.devices()) {
+        Use& use = taken[{node.worker(), device}];
+        const bool first = use.holder.empty();
+        use.holder = name;
+        use.alone = use.alone || !record.job.has_contract();
+        const lemo::v1::Contract& contract = record.job.contract();
+        // Of a device that nobody told of there is room for one.
+        const auto known = devices_.find({node.worker(), device});
+        const lemo::v1::Device& on =
+            known != devices_.end() ? known->second : lemo::v1::Device::default_instance();
+        use.bytes += record.job.has_allotment() ? record.job.allotment().memory_bytes()
+                                                : contract.memory_bytes();
+        if (on.shares_bases() && contract.base_bytes() > 0 &&
+            !use.bases.insert(contract.base()).second) {
+          use.bytes -= contract.base_bytes();
+        }
+        if (!first && (use.alone || use.bytes > on.memory_bytes())) {
+          return absl::StrCat(name, " and another job have the same device");
+        }
+      }
     }
   }
   return "";

@@ -16,7 +16,11 @@ class FakeStore {
   // Answers what is wrong with the change; empty: nothing.
   std::string Apply(const Persist& change);
   void Apply(const PersistWorker& change);
-  // After all changes of a step: whether two jobs hold one device, or a cordoned worker got a job.
+  void SetDevice(const std::string& worker, const lemo::v1::Device& device) {
+    devices_[{worker, device.index()}] = device;
+  }
+  // After all changes of a step: whether two jobs hold one device, other than by contracts that
+  // fit (as they are cut, a base once), or a cordoned worker got a job.
   std::string EndTransaction();
 
   std::vector<JobRecord> Active() const;  // by number
@@ -33,7 +37,8 @@ class FakeStore {
   std::map<std::string, JobRecord> jobs_;
   std::map<std::pair<std::string, int>, int64_t> run_events_;  // of an attempt
   std::map<std::pair<std::string, int>, int64_t> claims_;
-  std::set<std::pair<std::string, int>> results_;  // attempts that told of one
+  std::set<std::pair<std::string, int>> results_;                    // attempts that told of one
+  std::map<std::pair<std::string, int>, lemo::v1::Device> devices_;  // by worker and index
   std::set<std::string> cordoned_;
   std::vector<std::string> placed_;  // in this transaction
   int64_t changes_ = 0;

@@ -158,6 +158,19 @@ bool World::CarryOut(const Effect& effect) {
     tally_.succeeded += job.state() == Job::SUCCEEDED ? 1 : 0;
     tally_.failed += job.state() == Job::FAILED ? 1 : 0;
     tally_.cancelled += job.state() == Job::CANCELLED ? 1 : 0;
+    for (const lemo::v1::JobEvent& event : persist->events) {
+      const lemo::v1::ContractChange& change = event.contract();
+      tally_.cuts += change.kind() == lemo::v1::ContractChange::CUT ? 1 : 0;
+      tally_.kept_cuts += change.kind() == lemo::v1::ContractChange::WITHIN ? 1 : 0;
+      tally_.raises += change.kind() == lemo::v1::ContractChange::RAISED ? 1 : 0;
+      if (event.has_contract() && change.to_bytes() < plans_[job.name()].least_bytes) {
+        Break(absl::StrCat(job.name(), " was cut to ", change.to_bytes()));
+      }
+    }
+    if (job.has_allotment() &&
+        (!IsPlaced(job) || job.allotment().memory_bytes() > job.contract().memory_bytes())) {
+      Break(absl::StrCat(job.name(), " has what is not its own"));
+    }
     const JobPlan& plan = plans_[job.name()];
     if (job.state() == Job::FAILED && job.failure().kind() == Failure::USER_ERROR &&
         !plan.bad_data && !plan.bad_spec) {
@@ -189,7 +202,18 @@ bool World::CarryOut(const Effect& effect) {
     loop_.After(chance_.Between(0, 3000), [this, job, epoch = epoch_] {
       if (epoch != epoch_ || validating_.erase(job) == 0) return;
       Validated done{job, {}, 1000};
-      if (plans_[job].bad_data) done.failure.emplace().set_kind(Failure::USER_ERROR);
+      const JobPlan& plan = plans_[job];
+      if (plan.bad_data) {
+        done.failure.emplace().set_kind(Failure::USER_ERROR);
+      } else if (plan.contract_bytes > 0) {
+        lemo::v1::Contract& contract = done.contract.emplace();
+        contract.set_memory_bytes(plan.contract_bytes);
+        contract.mutable_offer()->set_ranks(plan.ranks);
+        contract.mutable_offer()->set_device("cpu");
+        contract.mutable_offer()->mutable_high()->set_weights(plan.base_bytes);
+        contract.mutable_offer()->mutable_overrides()->mutable_model()->set_compute_type("float32");
+        contract.mutable_offer()->mutable_overrides()->mutable_parallel()->set_tensor(plan.tensor);
+      }
       DeliverWhenAwake(epoch, done);
     });
   } else if (const auto* stop = std::get_if<StopValidation>(&effect)) {
@@ -200,14 +224,15 @@ bool World::CarryOut(const Effect& effect) {
 }
 
 void World::CheckCore() {
-  std::map<std::string, std::string> worker_of;
   for (const lemo::v1::Worker& worker : core_->Workers()) {
     for (const std::string& job : worker.jobs()) {
-      if (!worker_of.emplace(job, worker.name()).second)
-        Break(absl::StrCat(job, " is on two workers"));
       const JobRecord* record = core_->Find(job);
-      if (record == nullptr || !IsPlaced(record->job)) {
-        Break(absl::StrCat(job, " keeps devices of ", worker.name(), " without running"));
+      const bool part =
+          record != nullptr && IsPlaced(record->job) &&
+          std::any_of(record->job.nodes().begin(), record->job.nodes().end(),
+                      [&](const auto& node) { return node.worker() == worker.name(); });
+      if (!part) {
+        Break(absl::StrCat(job, " keeps devices of ", worker.name(), " without running there"));
       }
     }
   }
@@ -278,19 +303,29 @@ void World::BreakLink(Agent* agent, const std::shared_ptr<Link>& link) {
 void World::RanksBegin(const std::string& job, int attempt, const std::string& worker,
                        const std::vector<int>& devices) {
   Trace(absl::StrCat("ranks of ", job, " attempt ", attempt, " begin on ", worker));
-  ++tally_.attempts;
-  auto [gang, alone] = running_.try_emplace(job, Gang{attempt, worker, devices});
-  if (!alone) {
-    Break(absl::StrCat(job, " runs twice: attempt ", gang->second.attempt, " on ",
-                       gang->second.worker, " and attempt ", attempt, " on ", worker));
+  const JobPlan& plan = plans_[job];
+  Gang& gang = running_.try_emplace(job, Gang{attempt, {}, plan.contract_bytes}).first->second;
+  if (gang.attempt != attempt || !gang.devices.emplace(worker, devices).second) {
+    Break(absl::StrCat(job, " runs twice: attempt ", gang.attempt, " and attempt ", attempt, " on ",
+                       worker));
   }
-  for (const auto& [other, running] : running_) {
-    if (other == job || running.worker != worker) continue;
-    for (int device : devices) {
-      if (std::count(running.devices.begin(), running.devices.end(), device) > 0) {
+  for (int device : devices) {
+    for (const auto& [other, running] : running_) {
+      const auto there = running.devices.find(worker);
+      if (other == job || there == running.devices.end() ||
+          std::count(there->second.begin(), there->second.end(), device) == 0) {
+        continue;
+      }
+      ++tally_.shared;
+      if (plan.base_bytes > 0 && plans_[other].base_bytes > 0 &&
+          plan.model == plans_[other].model) {
+        ++tally_.on_one_base;
+      }
+      if (plan.contract_bytes == 0 || plans_[other].contract_bytes == 0) {
         Break(absl::StrCat(job, " and ", other, " run on one device of ", worker));
       }
     }
+    CheckDevice(worker, device);
   }
   auto stored = store_.jobs().find(job);
   if (stored == store_.jobs().end() || stored->second.job.attempt() < attempt) {
@@ -298,28 +333,121 @@ void World::RanksBegin(const std::string& job, int attempt, const std::string& w
   }
 }
 
+void World::CheckDevice(const std::string& worker, int device) {
+  const Agent& agent = *FindAgent(worker);
+  std::map<int, int64_t> bases;  // by model
+  int64_t bytes = 0;
+  int jobs = 0;
+  std::string names;
+  for (const auto& [job, running] : running_) {
+    const auto there = running.devices.find(worker);
+    if (there == running.devices.end() ||
+        std::count(there->second.begin(), there->second.end(), device) == 0) {
+      continue;
+    }
+    ++jobs;
+    absl::StrAppend(&names, " ", job, " (", running.holds, ")");
+    const JobPlan& plan = plans_[job];
+    bytes += running.holds;
+    if (plan.base_bytes == 0 || !agent.SharesBases(device)) continue;
+    bytes -= plan.base_bytes;
+    bases[plan.model] = plan.base_bytes;
+  }
+  for (const auto& [model, base] : bases) bytes += base;
+  if (jobs > 1 && bytes > agent.MemoryOf(device)) {
+    Break(absl::StrCat("on device ", device, " of ", worker, " are", names, ", ", bytes, " of ",
+                       agent.MemoryOf(device)));
+  }
+}
+
+void World::RanksHold(const std::string& job, int64_t bytes) {
+  const auto found = running_.find(job);
+  if (found == running_.end() || bytes == found->second.holds) return;
+  Trace(absl::StrCat("ranks of ", job, " hold ", bytes));
+  found->second.holds = bytes;
+  for (const auto& [worker, devices] : found->second.devices) {
+    for (const int device : devices) CheckDevice(worker, device);
+  }
+}
+
 void World::RanksEnd(const std::string& job, const std::string& worker) {
   Trace(absl::StrCat("ranks of ", job, " are gone from ", worker));
-  running_.erase(job);
+  auto found = running_.find(job);
+  if (found == running_.end()) return;
+  found->second.devices.erase(worker);
+  if (found->second.devices.empty()) running_.erase(found);
+}
+
+void World::GangBegins(const std::string& job, int attempt) {
+  ++tally_.attempts;
+  size_t ranks = 0;
+  const Gang& gang = running_.at(job);
+  for (const auto& [worker, devices] : gang.devices) ranks += devices.size();
+  if (gang.devices.size() > 1) ++tally_.gangs;
+  const JobPlan& plan = plans_[job];
+  const size_t wanted = static_cast<size_t>(plan.ranks);
+  if (ranks < wanted) ++tally_.shrunk;
+  if (ranks > wanted || ranks < static_cast<size_t>(plan.min_ranks) ||
+      ranks % static_cast<size_t>(plan.tensor) != 0) {
+    Break(absl::StrCat(job, " began with ", ranks, " ranks"));
+  }
+  const auto stored = store_.jobs().find(job);
+  if (stored != store_.jobs().end() && stored->second.job.attempt() == attempt &&
+      ranks != static_cast<size_t>(RanksOf(stored->second))) {
+    Break(absl::StrCat(job, " began with a part of its gang"));
+  }
+}
+
+Agent* World::FindAgent(const std::string& worker) {
+  for (const auto& agent : agents_) {
+    if (agent->name() == worker) return agent.get();
+  }
+  return nullptr;
 }
 
 // --- People ---
 
 void World::Submit(const std::string& job) {
   JobPlan& plan = plans_[job];
-  plan.ranks = static_cast<int>(chance_.Between(1, 2));
+  plan.ranks = static_cast<int>(chance_.Between(1, chance_.Happens(500) ? 6 : 2));
+  plan.ranks = std::min(plan.ranks, most_ranks_);
+  if (plan.ranks % 2 == 0 && chance_.Happens(200)) plan.tensor = 2;
+  plan.min_ranks = plan.ranks;
+  if (chance_.Happens(300)) plan.min_ranks = static_cast<int>(chance_.Between(1, plan.ranks));
   plan.steps = static_cast<int>(chance_.Between(1, 10));
   plan.bad_data = chance_.Happens(60);
   plan.bad_spec = chance_.Happens(60);
   plan.impossible = chance_.Happens(40);
-  if (plan.impossible) plan.ranks = 9;
+  if (plan.impossible) plan.ranks = plan.min_ranks = 18;
   plan.endless = chance_.Happens(60);
   if (plan.endless) plan.steps = 1'000'000;
+  // The smallest device has 1000.
+  if (plan.min_ranks == plan.ranks && chance_.Happens(tight_ ? 900 : 500)) {
+    plan.contract_bytes = chance_.Between(100, 1000);
+    if (chance_.Happens(700)) {
+      plan.least_bytes = chance_.Between(plan.contract_bytes / 10, plan.contract_bytes);
+    }
+    // Of two models, each of one size; which part of it a rank of a tensor group has is not known.
+    plan.model = static_cast<int>(chance_.Between(0, 2));
+    const int64_t base = plan.model * 150;
+    if (plan.tensor == 1 && base < plan.contract_bytes) plan.base_bytes = base;
+    plan.least_bytes = plan.least_bytes > 0 ? std::max(plan.least_bytes, plan.base_bytes + 1) : 0;
+  }
   Submitted event;
   event.record.number = next_number_++;
   event.record.job.set_name(job);
   lemo::v1::JobSpec& spec = *event.record.job.mutable_spec();
   spec.mutable_resources()->set_ranks(plan.ranks);
+  if (plan.contract_bytes > 0) {
+    spec.mutable_plan();
+    if (plan.least_bytes > 0) spec.mutable_plan()->set_elastic(true);
+    spec.mutable_run()->mutable_tuner()->mutable_lora();
+    lemo::v1::ModelFile& file = event.record.model_files.emplace_back();
+    file.set_path("model.safetensors");
+    file.set_sha256(absl::StrCat("of model ", plan.model));
+  }
+  if (plan.min_ranks < plan.ranks) spec.mutable_resources()->set_min_ranks(plan.min_ranks);
+  if (plan.tensor > 1) spec.mutable_run()->mutable_parallel()->set_tensor(plan.tensor);
   if (chance_.Happens(300)) spec.mutable_resources()->set_device("cpu");
   if (chance_.Happens(300))
     spec.mutable_restart()->set_limit(static_cast<int>(chance_.Between(0, 3)));
@@ -450,26 +578,35 @@ bool World::AllEnded() const {
 }
 
 void World::Run() {
-  const int workers = static_cast<int>(chance_.Between(1, 3));
+  tight_ = chance_.Happens(200);
+  const int workers = static_cast<int>(chance_.Between(1, tight_ ? 1 : 4));
+  int reachable_cpus = 0;
   for (int w = 0; w < workers; ++w) {
     std::vector<lemo::v1::Device> devices;
     // The first worker fits every possible job.
-    const int cpus = static_cast<int>(chance_.Between(w == 0 ? 2 : 0, 3));
-    const int count = cpus + static_cast<int>(chance_.Between(0, 2));
+    const int cpus = static_cast<int>(tight_ ? 1 : chance_.Between(w == 0 ? 2 : 0, 3));
+    const int count = cpus + static_cast<int>(tight_ ? 0 : chance_.Between(0, 2));
     for (int d = 0; d < count; ++d) {
       lemo::v1::Device& device = devices.emplace_back();
       device.set_index(d);
       device.set_kind(d < cpus ? lemo::v1::Device::CPU : lemo::v1::Device::CUDA);
-      device.set_memory_bytes(chance_.Between(1000, 3000));
+      device.set_memory_bytes(chance_.Between(1000, tight_ ? 1500 : 3000));
+      device.set_shares_bases(chance_.Happens(700));
+      store_.SetDevice(absl::StrCat("workers/", w), device);
     }
-    agents_.push_back(std::make_unique<Agent>(this, absl::StrCat("workers/", w), devices));
+    const bool reachable = chance_.Happens(800);
+    most_ranks_ = std::max(most_ranks_, cpus);
+    if (reachable) reachable_cpus += cpus;
+    agents_.push_back(
+        std::make_unique<Agent>(this, absl::StrCat("workers/", w), devices, reachable));
   }
+  most_ranks_ = std::max(most_ranks_, reachable_cpus);
   StartCoordinator();
   for (const auto& agent : agents_) {
     loop_.After(chance_.Between(0, 5000), [&agent] { agent->Begin(); });
   }
   const Ms heal = chance_.Between(10'000, 150'000);
-  const int jobs = static_cast<int>(chance_.Between(1, 8));
+  const int jobs = static_cast<int>(chance_.Between(tight_ ? 4 : 1, 8));
   for (int j = 1; j <= jobs; ++j) {
     loop_.At(chance_.Between(0, heal / 2), [this, j] { Submit(JobName(j)); });
     for (Ms when = chance_.Between(0, heal); when < heal; when += chance_.Between(1000, 40'000)) {

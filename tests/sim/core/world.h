@@ -35,6 +35,12 @@ struct Link {
 // A job as its submitter means it.
 struct JobPlan {
   int ranks = 1;
+  int min_ranks = 1;  // as ranks, or fewer
+  int tensor = 1;
+  int64_t contract_bytes = 0;  // of a rank; 0: it asks for no offer
+  int64_t least_bytes = 0;     // its contract may be cut down to this; 0: it may not
+  int model = 0;               // jobs of one model have its weights in common
+  int64_t base_bytes = 0;      // of `contract_bytes`, those weights
   int steps = 1;
   bool bad_data = false;    // validation says so
   bool bad_spec = false;    // a rank says so
@@ -48,6 +54,13 @@ struct Tally {
   int64_t crashes = 0;
   int64_t agent_crashes = 0;
   int64_t attempts = 0;
+  int64_t gangs = 0;        // of those, over several workers
+  int64_t shrunk = 0;       // of those, with fewer ranks than wanted
+  int64_t shared = 0;       // ranks that began on a device that another job had a part of
+  int64_t on_one_base = 0;  // of those, beside a job with the same weights
+  int64_t cuts = 0;         // of contracts
+  int64_t kept_cuts = 0;
+  int64_t raises = 0;
   int64_t broken_links = 0;
   int64_t lost_leases = 0;
   double lost_seconds = 0;  // that attempts of lost workers were charged for
@@ -83,16 +96,24 @@ class World {
   std::shared_ptr<Link> Dial(Agent* agent);
   void SendToCoordinator(const std::shared_ptr<Link>& link, lemo::v1::AgentMessage message);
   void BreakLink(Agent* agent, const std::shared_ptr<Link>& link);
-  // Processes of a gang begin and end: at most one gang a job, at most one a device.
+  // Processes of an attempt begin and end on a worker: of one attempt of a job at a time, and one a
+  // device, or several whose jobs have contracts that fit.
   void RanksBegin(const std::string& job, int attempt, const std::string& worker,
                   const std::vector<int>& devices);
   void RanksEnd(const std::string& job, const std::string& worker);
+  // From now on each rank of the job may hold so many bytes: what the ranks of a device may hold
+  // between them, weights of one model once, is no more than it has.
+  void RanksHold(const std::string& job, int64_t bytes);
+  // A gang begins on all of its workers: with all ranks of what is stored, or a rule is broken.
+  void GangBegins(const std::string& job, int attempt);
+  // nullptr when there is none of that name.
+  Agent* FindAgent(const std::string& worker);
 
  private:
   struct Gang {
     int attempt;
-    std::string worker;
-    std::vector<int> devices;
+    std::map<std::string, std::vector<int>> devices;  // by worker
+    int64_t holds = 0;                                // each rank, at most
   };
 
   absl::Time CoordinatorTime() const;
@@ -109,6 +130,7 @@ class World {
   void PlanTick();
   void SendToAgent(int64_t session, lemo::v1::CoordinatorMessage message);
   void CheckCore();
+  void CheckDevice(const std::string& worker, int device);
 
   void Submit(const std::string& job);
   void Ask(const std::string& job);
@@ -144,6 +166,8 @@ class World {
   };
   std::map<int64_t, Peer> peers_;  // by session
   std::vector<std::unique_ptr<Agent>> agents_;
+  int most_ranks_ = 0;  // of a job that is not impossible
+  bool tight_ = false;  // few devices, small ones, and many jobs with contracts
 
   FakeStore store_;
   std::map<std::string, JobPlan> plans_;

@@ -17,6 +17,7 @@ TEST(Devices, ShareTheMemoryOfTheHost) {
     EXPECT_EQ(devices[i].info.index(), i);
     EXPECT_EQ(devices[i].info.kind(), lemo::v1::Device::CPU);
     EXPECT_EQ(devices[i].info.memory_bytes(), 250);
+    EXPECT_TRUE(devices[i].info.shares_bases());
     EXPECT_EQ(devices[i].train_name, "cpu");
   }
   EXPECT_TRUE(ListDevices(0, false, 1000).empty());
@@ -32,6 +33,7 @@ TEST(Devices, ReadNvidiaSmi) {
   EXPECT_EQ((*devices)[0].info.model(), "NVIDIA H100 80GB HBM3");
   EXPECT_EQ((*devices)[0].info.memory_bytes(), int64_t{81559} << 20);
   EXPECT_EQ((*devices)[0].train_name, "cuda:0");
+  EXPECT_FALSE((*devices)[0].info.shares_bases());
   EXPECT_EQ((*devices)[1].info.index(), 3);
   EXPECT_EQ((*devices)[1].train_name, "cuda:3");
   EXPECT_TRUE(ParseNvidiaSmi("", 0)->empty());

@@ -42,6 +42,38 @@ TEST_F(RankSpec, PutsPathsInPlaceOfNames) {
   EXPECT_EQ(spec->device(), "cuda:3");
 }
 
+TEST_F(RankSpec, ARankHasTheMemoryOfTheContract) {
+  EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->memory().has_budget_bytes());
+  assignment_.set_contract_bytes(1000);
+  EXPECT_EQ(MakeRankSpec(assignment_, paths_)->memory().budget_bytes(), 1000);
+  assignment_.mutable_run()->mutable_memory()->set_budget_bytes(900);
+  EXPECT_EQ(MakeRankSpec(assignment_, paths_)->memory().budget_bytes(), 900);
+  assignment_.mutable_run()->mutable_memory()->set_budget_bytes(1100);
+  EXPECT_EQ(MakeRankSpec(assignment_, paths_)->memory().budget_bytes(), 1000);
+}
+
+TEST_F(RankSpec, FrozenWeightsAreThoseOfTheMachine) {
+  EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->model().has_bases_dir());
+  paths_.bases = "/agent/bases";
+  EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->model().has_bases_dir()) << "no checksums";
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
+    lemo::v1::ModelFile& file = *assignment_.add_model_files();
+    file.set_path(name);
+    file.set_sha256(std::string("of ") + name);
+  }
+  const lemo::v1::ModelSpec model = MakeRankSpec(assignment_, paths_)->model();
+  EXPECT_EQ(model.bases_dir(), "/agent/bases");
+  EXPECT_EQ(model.weights_digest().size(), 64u);
+  // What decides the weights decides the digest, and nothing else.
+  assignment_.mutable_model_files(2)->set_sha256("another");
+  EXPECT_EQ(MakeRankSpec(assignment_, paths_)->model().weights_digest(), model.weights_digest());
+  assignment_.mutable_model_files(1)->set_sha256("another");
+  EXPECT_NE(MakeRankSpec(assignment_, paths_)->model().weights_digest(), model.weights_digest());
+  // Weights that train are the run's own.
+  assignment_.mutable_run()->mutable_tuner()->mutable_full();
+  EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->model().has_bases_dir());
+}
+
 TEST_F(RankSpec, NamesTheFieldThatHasNoPath) {
   assignment_.mutable_run()->mutable_data()->mutable_eval(0)->set_path("/etc/passwd");
   EXPECT_THAT(std::string(MakeRankSpec(assignment_, paths_).status().message()),

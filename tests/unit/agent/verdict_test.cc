@@ -77,6 +77,33 @@ TEST(Judge, OfSeveralRanksTheFirstThatFailedIsNamed) {
   EXPECT_EQ(first.failure().message(), "the words of rank 0");
 }
 
+// A rank that fails tells the others why, and rank 0 tells us.
+TEST(Judge, RankZerosWordsCountForTheRankThatTheyAreAbout) {
+  lemo::v1::ErrorEvent error;
+  error.set_message("rank 2: no memory for the loss");
+  error.set_exit_code(3);
+  error.set_advice("take less");
+  // The code that was seen is that of whoever happened to leave first.
+  const AttemptEnded ended =
+      Judge({.status = Left(4), .rank = 2, .ranks = 4, .error = error, .error_is_cause = true});
+  EXPECT_EQ(ended.failure().kind(), Failure::OUT_OF_MEMORY);
+  EXPECT_EQ(ended.failure().rank(), 2);
+  EXPECT_EQ(ended.failure().message(), "rank 2: no memory for the loss");
+  EXPECT_EQ(ended.failure().advice(), "take less");
+  // One that was killed told nobody: what rank 0 says of it is what it saw.
+  const AttemptEnded killed = Judge({.status = SIGKILL, .rank = 1, .ranks = 4, .error = error});
+  EXPECT_THAT(killed.failure().message(), HasSubstr("rank 1 was ended by SIGKILL"));
+}
+
+TEST(RankNamedIn, IsTheOneAtTheBeginning) {
+  EXPECT_EQ(RankNamedIn("rank 3: no memory"), 3);
+  EXPECT_EQ(RankNamedIn("rank 12: rank 3: no memory"), 12);
+  for (const char* other : {"", "no memory", "rank 3 waited 300 s at a sum", "rank x: no",
+                            "rank -1: no", "the rank 3: no"}) {
+    EXPECT_EQ(RankNamedIn(other), std::nullopt) << other;
+  }
+}
+
 TEST(Judge, AFullDiskIsTheMachinesFault) {
   lemo::v1::ErrorEvent error;
   error.set_message("cannot save the checkpoint of step 30: cannot write it: " +

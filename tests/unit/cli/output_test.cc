@@ -83,6 +83,25 @@ TEST(Output, JobAsYaml) {
   lemo::testing::ExpectGolden("tests/unit/cli/job.yaml", out.str());
 }
 
+TEST(Output, AJobOfSeveralRanksShowsItsGang) {
+  lemo::v1::Job job;
+  job.mutable_spec()->mutable_resources()->set_ranks(4);
+  job.mutable_spec()->mutable_resources()->set_min_ranks(2);
+  lemo::v1::GangNode& lead = *job.add_nodes();
+  lead.set_worker("workers/1");
+  lead.set_host("alpha");
+  for (int device = 0; device < 3; ++device) lead.add_devices(device);
+  EXPECT_THAT(JobText(job), ::testing::HasSubstr("3 ranks on 1 worker: 0-2 on alpha (workers/1)"));
+  lemo::v1::GangNode& other = *job.add_nodes();
+  other.set_worker("workers/2");
+  other.set_host("beta");
+  other.add_devices(1);
+  EXPECT_THAT(JobText(job),
+              ::testing::HasSubstr("4 ranks on 2 workers: 0-2 on alpha (workers/1, leads), "
+                                   "3 on beta (workers/2)\n"));
+  EXPECT_THAT(JobText(job), ::testing::HasSubstr("4 ranks (2 at least) on any device"));
+}
+
 TEST(Output, FailedJobSaysWhyAndWhatToDo) {
   lemo::v1::Job job;
   job.set_name("jobs/a");

@@ -71,6 +71,25 @@ TEST(WatchText, OneLineAnEventWithoutATerminal) {
   EXPECT_EQ(text.Erase(), "");
 }
 
+TEST(WatchText, SaysWhatTheSchedulerDidToAContract) {
+  WatchText text({});
+  const auto change = [](lemo::v1::ContractChange::Kind kind, int64_t from, int64_t to) {
+    JobEvent event = At(1);
+    event.mutable_contract()->set_kind(kind);
+    event.mutable_contract()->set_from_bytes(from << 20);
+    event.mutable_contract()->set_to_bytes(to << 20);
+    event.mutable_contract()->set_for_job("jobs/b");
+    return event;
+  };
+  EXPECT_EQ(text.Event(change(lemo::v1::ContractChange::CUT, 8, 5)),
+            "2026-01-01T00:00:01Z  contract    asked to come within 5.0 MiB instead of 8.0 MiB a "
+            "rank: jobs/b waits for the room\n");
+  EXPECT_EQ(text.Event(change(lemo::v1::ContractChange::WITHIN, 8, 5)),
+            "2026-01-01T00:00:01Z  contract    keeps to 5.0 MiB a rank\n");
+  EXPECT_EQ(text.Event(change(lemo::v1::ContractChange::RAISED, 5, 8)),
+            "2026-01-01T00:00:01Z  contract    may have 8.0 MiB a rank again instead of 5.0 MiB\n");
+}
+
 TEST(WatchText, ATerminalHasOneLiveLine) {
   WatchText text({.terminal = true, .width = 120, .memory_limit = 2LL << 30});
   EXPECT_EQ(text.Event(State(1, Job::VALIDATING, Job::QUEUED, "waits for devices")), "");

@@ -176,6 +176,77 @@ TEST(CrossEntropyTest, TilesAndThreadsGiveTheSameBits) {
   }
 }
 
+// Of some of a vocabulary's words: labels may be elsewhere.
+TEST(CrossEntropyPartTest, EqualsReference) {
+  Random random(45);
+  for (const at::ScalarType type : CpuTypes()) {
+    for (const int64_t rows : {0, 1, 40}) {
+      for (const int64_t columns : {0, 1, 2, 31, 33, 1025, 5003}) {
+        SCOPED_TRACE(::testing::Message() << type << " " << rows << "x" << columns);
+        const at::Tensor logits = random.Normal({rows, columns}, type, 6);
+        const at::Tensor labels = random.Integers(-3, columns + 3, {rows});
+        const at::Tensor got = CrossEntropyStatistics(logits, Strided(labels));
+        const at::Tensor want = reference::Statistics(logits, labels);
+        for (const int64_t exact : {0, 2, 3}) EXPECT_SAME(got[exact], want[exact]);
+        EXPECT_TENSOR(got[1].to(WideType(type)), want[1].to(WideType(type)),
+                      ToleranceFor(WideType(type), 1024, 1));
+        // As if other parts had larger logits and more words.
+        const at::Tensor largest = (want[0].clamp_min(-1) + 1).to(type).to(at::kDouble);
+        const at::Tensor total = want[1] + 2;
+        const at::Tensor gradient = logits.clone(), want_gradient = logits.clone();
+        CrossEntropyGradientInPlace(gradient, labels, Strided(largest), total, 0.5);
+        reference::Gradient(want_gradient, labels, largest, total, 0.5);
+        EXPECT_TENSOR(gradient, want_gradient, ToleranceFor(type, 1, 0.5));
+      }
+    }
+  }
+}
+
+TEST(CrossEntropyPartTest, OfAllWordsIsTheWhole) {
+  Random random(46);
+  for (const at::ScalarType type : CpuTypes()) {
+    const at::Tensor logits = random.Normal({20, 1037}, type, 3);
+    const at::Tensor labels = random.Integers(0, 1037, {20});
+    const at::Tensor statistics = CrossEntropyStatistics(logits, labels);
+    const at::Tensor whole = logits.clone(), part = logits.clone();
+    const auto [loss, correct] = CrossEntropyInPlace(whole, labels, {.scale = 0.1});
+    CrossEntropyGradientInPlace(part, labels, statistics[0], statistics[1], 0.1);
+    EXPECT_SAME(part, whole);
+    EXPECT_SAME((statistics[1].log() + (statistics[0] - statistics[2])).to(loss.scalar_type()),
+                loss);
+    EXPECT_SAME(statistics[3].eq(labels), correct);
+  }
+}
+
+TEST(CrossEntropyPartTest, InfAndNan) {
+  const double inf = INFINITY;
+  at::Tensor logits =
+      at::tensor({-inf, -inf, -inf, NAN, NAN, NAN, -inf, 2.0, 2.0, inf, 1.0, 1.0, NAN, 3.0, -inf},
+                 at::kDouble)
+          .view({5, 3});
+  for (const at::ScalarType type : CpuTypes()) {
+    const at::Tensor of = logits.to(type);
+    const at::Tensor got = CrossEntropyStatistics(of, at::tensor({0, 7, 1, 0, -1}, at::kLong));
+    EXPECT_SAME(got[0], at::tensor({-inf, -inf, 2.0, inf, 3.0}, at::kDouble));
+    EXPECT_EQ(got[1][0].item<double>(), 0.0);
+    EXPECT_EQ(got[1][2].item<double>(), 2.0);
+    for (const int64_t row : {1, 3, 4}) EXPECT_TRUE(std::isnan(got[1][row].item<double>())) << row;
+    EXPECT_SAME(got[2], at::tensor({-inf, 0.0, 2.0, inf, 0.0}, at::kDouble));
+    EXPECT_SAME(got[3], at::tensor({0.0, 0.0, 1.0, 0.0, 1.0}, at::kDouble));
+  }
+}
+
+TEST(CrossEntropyPartTest, RefusesWhatItCannotDo) {
+  const at::Tensor labels = at::zeros({2}, at::kLong), rows = at::ones({2}, at::kDouble);
+  EXPECT_THROW(CrossEntropyStatistics(at::ones({5, 2}).t(), labels), c10::Error);
+  EXPECT_THROW(CrossEntropyStatistics(at::ones({3, 5}), labels), c10::Error);
+  at::Tensor logits = at::ones({2, 5});
+  EXPECT_THROW(CrossEntropyGradientInPlace(logits, labels, rows, at::ones({2}), 1), c10::Error);
+  EXPECT_THROW(CrossEntropyGradientInPlace(logits, labels, at::ones({3}, at::kDouble), rows, 1),
+               c10::Error);
+  EXPECT_SAME(logits, at::ones({2, 5}));
+}
+
 TEST(CrossEntropyTest, RefusesBadLabelsAndLeavesLogitsUntouched) {
   for (const int64_t bad : {int64_t{-1}, int64_t{5}, int64_t{-99}, int64_t{1} << 40}) {
     at::Tensor logits = at::ones({2, 5});

@@ -55,6 +55,32 @@ TEST(DropoutTest, DependsOnTheOriginalRowOnly) {
   EXPECT_FALSE(Dropout(x, 0.5, {.seed = 2, .stream = 1}, ids).equal(all)) << "not symmetric";
 }
 
+// Ranks that have some columns of a tensor each draw the masks of all of it.
+TEST(DropoutTest, SomeColumnsGetTheMaskOfAll) {
+  Random random(53);
+  for (const at::ScalarType type : CpuTypes()) {
+    const at::Tensor ids = random.Integers(-5, int64_t{1} << 40, {5});
+    const at::Tensor x = random.Normal({5, 1031}, type);
+    const at::Tensor all = Dropout(x, 0.3, {.seed = -9, .stream = 77}, ids);
+    for (const int64_t first : {0, 1, 2, 255, 256, 257, 511, 1030}) {
+      for (const int64_t width : {0, 1, 2, 254, 255, 256, 520, 1031}) {
+        if (first + width > 1031) continue;
+        SCOPED_TRACE(::testing::Message() << type << " " << first << "+" << width);
+        const DropoutKey key{.seed = -9, .stream = 77, .first_column = first};
+        const at::Tensor part = x.narrow(1, first, width);
+        EXPECT_SAME(Dropout(part, 0.3, key, ids), all.narrow(1, first, width));
+        EXPECT_SAME(reference::Dropout(part, 0.3, -9, 77, ids, first), all.narrow(1, first, width));
+      }
+    }
+  }
+  // The gradient's mask too.
+  const at::Tensor ids = at::arange(4, at::kLong);
+  const at::Tensor x = at::ones({4, 33}).requires_grad_();
+  const at::Tensor y = Dropout(x, 0.5, {.first_column = 7}, ids);
+  y.sum().backward();
+  EXPECT_SAME(x.grad(), y.detach());
+}
+
 TEST(DropoutTest, DropsTheRightShareEverywhere) {
   constexpr int64_t kRows = 2000;
   constexpr int64_t kWidth = 512;
@@ -107,11 +133,13 @@ TEST(DropoutTest, RefusesWhatItCannotDo) {
   EXPECT_THROW(Dropout(x, NAN, {}, ids), c10::Error);
   EXPECT_THROW(Dropout(x, 0.1, {}, at::arange(3, at::kLong)), c10::Error);
   EXPECT_THROW(Dropout(at::ones({2}), 0.1, {}, ids), c10::Error);
+  EXPECT_THROW(Dropout(x, 0.1, {.first_column = -1}, ids), c10::Error);
 }
 
 TEST(OperatorsTest, AllAreRegisteredWithACpuVersion) {
   for (const char* name : {"rms_norm", "rms_norm_backward", "gather_rows", "scatter_add_rows_",
-                           "rope", "swiglu", "swiglu_backward", "cross_entropy_", "dropout"}) {
+                           "rope", "swiglu", "swiglu_backward", "cross_entropy_",
+                           "cross_entropy_statistics", "cross_entropy_gradient_", "dropout"}) {
     const auto op = c10::Dispatcher::singleton().findSchema({std::string("lemo::") + name, ""});
     ASSERT_TRUE(op.has_value()) << name;
     EXPECT_TRUE(op->hasKernelForDispatchKey(c10::DispatchKey::CPU)) << name;

@@ -18,8 +18,11 @@ class CountingAllocator : public ::testing::Test {
  protected:
   static void SetUpTestSuite() { InstallCountingAllocator(); }
 
+  void TearDown() override { SetMemoryLimit(0); }
+
   void SetUp() override {
     ResetPeakMemory();
+    TakeWindowPeak();
     start_ = CurrentMemory();
   }
 
@@ -152,6 +155,78 @@ TEST_F(CountingAllocator, AddsUpAllThreads) {
   EXPECT_EQ(LiveTotal(), 0);
   EXPECT_GE(PeakTotal(), 64);
   EXPECT_LE(PeakTotal(), 4 * 64);
+}
+
+TEST_F(CountingAllocator, AWindowHasItsOwnPeak) {
+  Bytes(500);
+  EXPECT_EQ(TakeWindowPeak() - start_.total, 500);
+  const at::Tensor kept = Bytes(20);
+  EXPECT_EQ(TakeWindowPeak() - start_.total, 20);
+  EXPECT_EQ(TakeWindowPeak() - start_.total, 20);
+  EXPECT_EQ(PeakTotal(), 500);
+}
+
+TEST_F(CountingAllocator, WhatPassesTheLimitIsRefusedAndLeavesNoTrace) {
+  const at::Tensor held = Bytes(100);
+  SetMemoryLimit(start_.total + 160);
+  EXPECT_EQ(MemoryLimit(), start_.total + 160);
+  const at::Tensor to_the_last_byte = Bytes(60);
+  const MemoryUsage before = CurrentMemory(), peak = PeakMemory();
+  try {
+    const ScopedMemoryCategory scope(Category::kLoss);
+    Bytes(1);
+    FAIL() << "one byte too many was given";
+  } catch (const MemoryLimitError& error) {
+    EXPECT_EQ(error.category(), Category::kLoss);
+    EXPECT_EQ(error.asked_bytes(), 1);
+    EXPECT_EQ(error.held_bytes(), start_.total + 160);
+    EXPECT_EQ(error.limit_bytes(), start_.total + 160);
+    EXPECT_NE(std::string(error.what()).find("1 bytes (1 B) for loss was refused"),
+              std::string::npos)
+        << error.what();
+  }
+  for (int i = 0; i < kMemoryCategories; ++i) {
+    EXPECT_EQ(CurrentMemory().bytes[i], before.bytes[i]);
+    EXPECT_EQ(PeakMemory().bytes[i], peak.bytes[i]);
+  }
+  EXPECT_EQ(PeakTotal(), 160);
+}
+
+TEST_F(CountingAllocator, ALimitBelowWhatIsHeldLetsThingsGo) {
+  at::Tensor held = Bytes(1000);
+  SetMemoryLimit(start_.total + 10);
+  EXPECT_THROW(Bytes(1), MemoryLimitError);
+  held = at::Tensor();
+  EXPECT_NO_THROW(Bytes(10));
+  SetMemoryLimit(0);
+  EXPECT_NO_THROW(Bytes(5000));
+}
+
+TEST_F(CountingAllocator, OperationsAndMappedFilesAreRefusedToo) {
+  const at::Tensor a = at::ones({100}, at::kFloat);
+  SetMemoryLimit(CurrentMemory().total + 399);
+  EXPECT_THROW(a + a, MemoryLimitError);
+  EXPECT_THROW(CountExternalMemory(Category::kWeights, 400), MemoryLimitError);
+  EXPECT_EQ(LiveTotal(), 400);
+  EXPECT_TRUE(a.eq(1).all().item<bool>());
+}
+
+TEST_F(CountingAllocator, ThreadsNeverPassTheLimitTogether) {
+  SetMemoryLimit(start_.total + 3 * 64);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([] {
+      for (int round = 0; round < 1000; ++round) {
+        try {
+          Bytes(64);
+        } catch (const MemoryLimitError&) {
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(LiveTotal(), 0);
+  EXPECT_LE(PeakTotal(), 3 * 64);
 }
 
 TEST_F(CountingAllocator, AnArenaIsSavedActivations) {

@@ -30,12 +30,17 @@ ClusterState SmallCluster() {
   job.name = "jobs/a";
   job.attempt = 2;
   job.restarts = 1;
-  job.devices = {1};
+  job.nodes.emplace_back().set_worker("workers/w");
+  job.nodes.back().add_devices(1);
   job.progress.set_step(5);
   job.progress.set_steps(100);
   job.progress.set_loss(1.25);
   job.progress.set_learning_rate(0.5);
   job.progress.set_grad_norm(3);
+  job.contract_bytes = 6000;
+  job.allotted_bytes = 5500;
+  job.base_bytes = 4000;
+  job.base = "b0";
   job.progress.set_step_seconds(0.25);
   job.progress.set_tokens_per_second(512);
   job.progress.set_eval_loss(std::numeric_limits<double>::quiet_NaN());
@@ -84,6 +89,9 @@ TEST(CoordinatorMetrics, TellOfACluster) {
         "lemo_job_tokens_per_second{job_name=\"jobs/a\"} 512",
         "lemo_job_memory_bytes{job_name=\"jobs/a\",category=\"saved_activations\"} 4096",
         "lemo_job_memory_bytes{job_name=\"jobs/a\",category=\"total\"} 5000",
+        "lemo_job_contract_bytes{job_name=\"jobs/a\"} 6000",
+        "lemo_job_allotted_bytes{job_name=\"jobs/a\"} 5500",
+        "lemo_job_base_bytes{job_name=\"jobs/a\",base=\"b0\"} 4000",
         "lemo_job_checkpoint_age_seconds{job_name=\"jobs/a\"} 30",
         "lemo_workers{state=\"ready\"} 1",
         "lemo_workers{state=\"lost\"} 0",
@@ -165,6 +173,26 @@ TEST_F(Commits, TheLifeOfAJobIsCounted) {
         "lemo_store_commit_failures_total 0"}) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   }
+}
+
+TEST_F(Commits, AmendmentsAreCountedByWhatTheyChange) {
+  EXPECT_THAT(Text(), HasSubstr("lemo_job_amendments_total{action=\"contract_cut\"} 0\n"));
+  for (const char* action : {"storage", "storage", "micro_batch", "of a later version"}) {
+    persist_.events.emplace_back().mutable_run()->mutable_amendment()->set_action(action);
+  }
+  for (const auto kind : {lemo::v1::ContractChange::CUT, lemo::v1::ContractChange::WITHIN,
+                          lemo::v1::ContractChange::RAISED, lemo::v1::ContractChange::CUT}) {
+    persist_.events.emplace_back().mutable_contract()->set_kind(kind);
+  }
+  Commit();
+  const std::string text = Text();
+  for (const char* line :
+       {"action=\"storage\"} 2", "action=\"micro_batch\"} 1", "action=\"keep\"} 0",
+        "action=\"other\"} 1", "action=\"contract_cut\"} 2", "action=\"contract_within\"} 1",
+        "action=\"contract_raised\"} 1"}) {
+    EXPECT_THAT(text, HasSubstr(std::string("lemo_job_amendments_total{") + line + "\n"));
+  }
+  EXPECT_THAT(text, HasSubstr("lemo_events_stored_total{kind=\"contract\"} 4\n"));
 }
 
 TEST_F(Commits, WhatIsNotStoredHasNotHappened) {

@@ -98,6 +98,38 @@ TEST(Pretty, AStepThatDropsRowsSaysHowManyItKept) {
             "  eval at step 11  loss 3.0000  recall 87.5 %, mean of 2 layers  (1.2 s)\n");
 }
 
+TEST(Pretty, AnAmendmentSaysWhatWasPredictedAndWhatCame) {
+  SampleClock clock;
+  auto event = clock.After(1);
+  lemo::v1::AmendmentEvent& amendment = *event.mutable_amendment();
+  amendment.set_step(7);
+  amendment.set_action("storage");
+  amendment.set_layers("0-3");
+  amendment.set_from("attn_out x8");
+  amendment.set_to("input x4, attn_out x4");
+  amendment.set_exact(true);
+  amendment.set_budget_bytes(10 << 20);
+  amendment.set_predicted_bytes_before(12 << 20);
+  amendment.set_predicted_bytes_after(9 << 20);
+  amendment.set_measured_peak_bytes(8 << 20);
+  PrettyFormatter formatter({.terminal = false});
+  EXPECT_EQ(formatter.Format(event),
+            "  amended at step 7  layers 0-3: attn_out x8 -> input x4, attn_out x4  "
+            "(12.0 MiB -> 9.0 MiB, measured 8.0 MiB, of 10.0 MiB)\n");
+  amendment.set_back(true);
+  amendment.set_action("keep");
+  amendment.clear_layers();
+  amendment.set_exact(false);
+  amendment.set_from("0.25");
+  amendment.set_to("0.5");
+  amendment.set_predicted_seconds_before(1.5);
+  amendment.set_predicted_seconds_after(2);
+  amendment.set_measured_seconds(1.75);
+  EXPECT_THAT(formatter.Format(event),
+              AllOf(StartsWith("  back at step 7  0.25 -> 0.5  ("),
+                    EndsWith("; 1.5 -> 2 s, measured 1.75 s)  changes what is computed\n")));
+}
+
 std::string ResultText(const std::function<void(lemo::v1::ResultEvent*)>& change) {
   SampleClock clock;
   auto event = clock.After(1);

@@ -237,6 +237,63 @@ TEST(RunReport, AResumedRunKeepsWhatWasSaidOfRows) {
             absl::StatusCode::kInvalidArgument);
 }
 
+lemo::v1::AmendmentEvent Amendment(int step) {
+  lemo::v1::AmendmentEvent amendment;
+  amendment.set_step(step);
+  amendment.set_action("storage");
+  amendment.set_layers("0-1");
+  amendment.set_from("attn_out x4");
+  amendment.set_to("input x2, attn_out x2");
+  amendment.set_exact(true);
+  amendment.set_reason("budget");
+  amendment.set_budget_bytes(1 << 20);
+  amendment.set_predicted_bytes_before(1 << 21);
+  amendment.set_predicted_bytes_after((1 << 20) - 1024);
+  amendment.set_measured_peak_bytes((1 << 20) - 2048);
+  amendment.set_measured_seconds(0.25);
+  return amendment;
+}
+
+TEST(RunReport, ShowsWhatTheGovernorDid) {
+  RunReport report = lemo::testing::SampleReport();
+  EXPECT_THAT(RenderReportHtml(report), Not(HasSubstr("What the governor did")));
+  SampleClock clock;
+  auto event = clock.After(1);
+  *event.mutable_amendment() = Amendment(12);
+  report.Add(event);
+  EXPECT_THAT(RenderReportHtml(report),
+              AllOf(HasSubstr("What the governor did"), HasSubstr("storage, layers 0-1"),
+                    HasSubstr("input x2, attn_out x2")));
+  const auto json = report.ToJson();
+  ASSERT_EQ(json["amendments"].size(), 1u);
+  EXPECT_EQ(json["amendments"][0]["from"], "attn_out x4");
+  EXPECT_FALSE(json.contains("amendments_total"));
+
+  RunReport resumed;
+  ASSERT_TRUE(resumed.RestoreState(report.SaveState()).ok());
+  EXPECT_EQ(resumed.ToJson()["amendments"], json["amendments"]);
+}
+
+TEST(RunReport, OfManyAmendmentsTheFirstAndTheLastStay) {
+  RunReport report;
+  SampleClock clock;
+  const int count = 2 * static_cast<int>(RunReport::kMaxAmendments);
+  for (int step = 1; step <= count; ++step) {
+    auto event = clock.After(1);
+    *event.mutable_amendment() = Amendment(step);
+    report.Add(event);
+  }
+  EXPECT_EQ(report.amendments().size(), RunReport::kMaxAmendments);
+  EXPECT_EQ(report.amendments().front().step(), 1);
+  EXPECT_EQ(report.amendments()[RunReport::kMaxAmendments / 2 - 1].step(),
+            static_cast<int>(RunReport::kMaxAmendments) / 2);
+  EXPECT_EQ(report.amendments().back().step(), count);
+  EXPECT_EQ(report.ToJson()["amendments_total"], count);
+  RunReport resumed;
+  ASSERT_TRUE(resumed.RestoreState(report.SaveState()).ok());
+  EXPECT_EQ(resumed.amendments_total(), count);
+}
+
 TEST(RunReport, Status) {
   RunReport report;
   EXPECT_EQ(report.Status(), "running");

@@ -1,4 +1,9 @@
+#include <algorithm>
+#include <optional>
 #include <random>
+#include <set>
+#include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -33,6 +38,72 @@ Request MakeRequest(const std::string& job, int ranks,
   return request;
 }
 
+Worker Spanning(const std::string& id, int cpus) {
+  Worker worker = MakeWorker(id, cpus, 0);
+  worker.spans = true;
+  return worker;
+}
+
+size_t Ranks(const Placement& placement) {
+  size_t ranks = 0;
+  for (const Part& part : placement.parts) ranks += part.devices.size();
+  return ranks;
+}
+
+// Devices of `kind` on the worker that fit, busy ones too or not.
+size_t Fitting(const Worker& worker, DeviceKind kind, const Request& request, bool busy_too) {
+  size_t count = 0;
+  for (const Device& device : worker.devices) {
+    const bool fits = device.kind == kind && request.kind.value_or(kind) == kind &&
+                      device.memory_bytes >= request.memory_bytes;
+    count += fits && (busy_too || !device.busy) ? 1 : 0;
+  }
+  return count;
+}
+
+// Of an idle cluster.
+size_t MostRanks(const Snapshot& snapshot, const Request& request) {
+  size_t most = 0;
+  for (const DeviceKind kind : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+    size_t together = 0;
+    for (const Worker& worker : snapshot.workers) {
+      if (!worker.accepts_jobs) continue;
+      const size_t fitting = Fitting(worker, kind, request, true);
+      most = std::max(most, fitting);
+      if (worker.spans) together += fitting;
+    }
+    most = std::max(most, together);
+  }
+  return most;
+}
+
+// By trying every set of workers. As many as there are, and one, when no set has the devices.
+size_t FewestNodes(const Snapshot& snapshot, const Request& request, size_t ranks) {
+  const size_t count = snapshot.workers.size();
+  size_t fewest = count + 1;
+  for (const DeviceKind kind : {DeviceKind::kCpu, DeviceKind::kCuda}) {
+    for (size_t set = 1; set < (size_t{1} << count); ++set) {
+      size_t nodes = 0, free = 0;
+      bool allowed = true;
+      for (size_t w = 0; w < count; ++w) {
+        if ((set >> w & 1) == 0) continue;
+        const Worker& worker = snapshot.workers[w];
+        const size_t here = Fitting(worker, kind, request, false);
+        free += here - here % static_cast<size_t>(request.multiple);
+        ++nodes;
+        allowed &= worker.accepts_jobs && (worker.spans || here >= ranks);
+      }
+      if (nodes > 1) {
+        for (size_t w = 0; w < count; ++w) {
+          if ((set >> w & 1) == 1) allowed &= snapshot.workers[w].spans;
+        }
+      }
+      if (allowed && free >= ranks) fewest = std::min(fewest, nodes);
+    }
+  }
+  return fewest;
+}
+
 Decisions Decide(const Snapshot& snapshot) { return FifoScheduler().Decide(snapshot); }
 
 // The reason and the sentence of the only job, which waits.
@@ -47,8 +118,8 @@ TEST(Fifo, PlacesAGangOnOneWorkerAndOneKind) {
   Snapshot snapshot{{MakeWorker("a", 1, 1), MakeWorker("b", 1, 2)}, {MakeRequest("j", 2)}};
   Decisions decisions = Decide(snapshot);
   ASSERT_EQ(decisions.placements.size(), 1u);
-  EXPECT_EQ(decisions.placements[0].worker, "b");
-  EXPECT_THAT(decisions.placements[0].devices, ElementsAre(1, 2));
+  EXPECT_EQ(decisions.placements[0].parts.at(0).worker, "b");
+  EXPECT_THAT(decisions.placements[0].parts.at(0).devices, ElementsAre(1, 2));
 }
 
 TEST(Fifo, TakesTheTightestWorkerAndTheSmallestDevice) {
@@ -58,8 +129,8 @@ TEST(Fifo, TakesTheTightestWorkerAndTheSmallestDevice) {
                     {MakeRequest("j", 1, DeviceKind::kCuda, 10 * kGiB)}};
   Decisions decisions = Decide(snapshot);
   ASSERT_EQ(decisions.placements.size(), 1u);
-  EXPECT_EQ(decisions.placements[0].worker, "b");
-  EXPECT_THAT(decisions.placements[0].devices, ElementsAre(1));
+  EXPECT_EQ(decisions.placements[0].parts.at(0).worker, "b");
+  EXPECT_THAT(decisions.placements[0].parts.at(0).devices, ElementsAre(1));
 }
 
 TEST(Fifo, SaysWhatIsMissing) {
@@ -101,12 +172,12 @@ TEST(Fifo, AWorkerThatHasTheModelComesFirst) {
        {std::vector<Worker>{a, with, c}, {with, a, c}, {a, c, with}}) {
     Decisions decisions = Decide({workers, {request}});
     ASSERT_EQ(decisions.placements.size(), 1u);
-    EXPECT_EQ(decisions.placements[0].worker, "b");
+    EXPECT_EQ(decisions.placements[0].parts.at(0).worker, "b");
   }
   // Of several that have it the tightest.
   Worker tight = MakeWorker("d", 2, 0);
   tight.model_paths = {"/models/llama"};
-  EXPECT_EQ(Decide({{a, with, tight}, {request}}).placements.at(0).worker, "d");
+  EXPECT_EQ(Decide({{a, with, tight}, {request}}).placements.at(0).parts.at(0).worker, "d");
 }
 
 TEST(Fifo, AWorkerWithoutTheModelIsTakenRatherThanNone) {
@@ -117,7 +188,7 @@ TEST(Fifo, AWorkerWithoutTheModelIsTakenRatherThanNone) {
   request.model_path = "/models/llama";
   Decisions decisions = Decide({{with, MakeWorker("b", 1, 0)}, {request}});
   ASSERT_EQ(decisions.placements.size(), 1u);
-  EXPECT_EQ(decisions.placements[0].worker, "b");
+  EXPECT_EQ(decisions.placements[0].parts.at(0).worker, "b");
 }
 
 TEST(Fifo, AWaitingGangHoldsBackOnlyWhatItCouldUse) {
@@ -171,7 +242,11 @@ TEST(Fifo, EqualJobsAreAnsweredAsIfEachWereLookedAt) {
     ASSERT_EQ(together.placements.size(), apart.placements.size());
     for (size_t i = 0; i < apart.placements.size(); ++i) {
       ASSERT_EQ(together.placements[i].job, apart.placements[i].job);
-      ASSERT_EQ(together.placements[i].devices, apart.placements[i].devices);
+      ASSERT_EQ(together.placements[i].parts.size(), apart.placements[i].parts.size());
+      for (size_t part = 0; part < apart.placements[i].parts.size(); ++part) {
+        ASSERT_EQ(together.placements[i].parts[part].devices,
+                  apart.placements[i].parts[part].devices);
+      }
     }
     for (size_t i = 0; i < apart.waiting.size(); ++i) {
       ASSERT_EQ(together.waiting[i].job, apart.waiting[i].job);
@@ -184,19 +259,24 @@ TEST(Fifo, EqualJobsAreAnsweredAsIfEachWereLookedAt) {
 // nobody waits for what is there.
 TEST(Fifo, KeepsItsRulesOnRandomClusters) {
   std::mt19937_64 random(11);
-  const auto below = [&](uint64_t n) { return static_cast<int>(random() % n); };
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
+  int over_several = 0;
+  int shrunk = 0;
   for (int round = 0; round < 2000; ++round) {
     Snapshot snapshot;
-    for (int w = below(4); w > 0; --w) {
+    for (int w = below(5); w > 0; --w) {
       Worker worker =
           MakeWorker("w" + std::to_string(w), below(3), below(4), (1 + below(3)) * kGiB);
       worker.accepts_jobs = below(4) > 0;
+      worker.spans = below(4) > 0;
       for (Device& device : worker.devices) device.busy = below(3) == 0;
       snapshot.workers.push_back(worker);
     }
     for (int j = below(6); j > 0; --j) {
-      Request request = MakeRequest("j" + std::to_string(j), 1 + below(3));
+      Request request = MakeRequest("j" + std::to_string(j), 1 + below(6));
       if (below(2) == 0) request.kind = below(2) == 0 ? DeviceKind::kCpu : DeviceKind::kCuda;
+      request.multiple = request.ranks % 2 == 0 ? 1 + below(2) : 1;
+      request.min_ranks = below(3) == 0 ? 1 + below(request.ranks) : 0;
       request.memory_bytes = below(4) * kGiB;
       snapshot.queue.push_back(request);
     }
@@ -210,19 +290,40 @@ TEST(Fifo, KeepsItsRulesOnRandomClusters) {
         if (candidate.job == placement.job) request = &candidate;
       }
       ASSERT_NE(request, nullptr);
-      ASSERT_EQ(placement.devices.size(), static_cast<size_t>(request->ranks));
-      for (Worker& worker : after.workers) {
-        if (worker.id != placement.worker) continue;
-        ASSERT_TRUE(worker.accepts_jobs);
-        for (int index : placement.devices) {
-          Device& device = worker.devices[index];
-          ASSERT_FALSE(device.busy);
-          ASSERT_GE(device.memory_bytes, request->memory_bytes);
-          ASSERT_EQ(device.kind, worker.devices[placement.devices[0]].kind);
-          ASSERT_EQ(device.kind, request->kind.value_or(device.kind));
-          device.busy = true;
+      const size_t ranks = Ranks(placement);
+      ASSERT_LE(ranks, static_cast<size_t>(request->ranks));
+      if (ranks < static_cast<size_t>(request->ranks)) {
+        ASSERT_GE(ranks, static_cast<size_t>(request->min_ranks));
+        ASSERT_EQ(ranks % static_cast<size_t>(request->multiple), 0u);
+        // Not for want of free devices: there are no more.
+        ASSERT_LT(MostRanks(snapshot, *request), static_cast<size_t>(request->ranks));
+      }
+      // Where nothing is kept for an earlier job.
+      if (decisions.waiting.empty()) {
+        ASSERT_LE(placement.parts.size(), FewestNodes(after, *request, ranks));
+      }
+      std::optional<DeviceKind> kind;
+      std::set<std::string> workers;
+      for (const Part& part : placement.parts) {
+        ASSERT_TRUE(workers.insert(part.worker).second);
+        ASSERT_FALSE(part.devices.empty());
+        for (Worker& worker : after.workers) {
+          if (worker.id != part.worker) continue;
+          ASSERT_TRUE(worker.accepts_jobs);
+          ASSERT_TRUE(worker.spans || placement.parts.size() == 1);
+          for (int index : part.devices) {
+            Device& device = worker.devices[static_cast<size_t>(index)];
+            ASSERT_FALSE(device.busy);
+            ASSERT_GE(device.memory_bytes, request->memory_bytes);
+            ASSERT_EQ(device.kind, kind.value_or(device.kind));
+            ASSERT_EQ(device.kind, request->kind.value_or(device.kind));
+            kind = device.kind;
+            device.busy = true;
+          }
         }
       }
+      over_several += placement.parts.size() > 1 ? 1 : 0;
+      shrunk += ranks < static_cast<size_t>(request->ranks) ? 1 : 0;
     }
     // The first in the queue that waits would not fit on what is left either.
     for (const Request& request : snapshot.queue) {
@@ -231,6 +332,86 @@ TEST(Fifo, KeepsItsRulesOnRandomClusters) {
       EXPECT_TRUE(Decide(after).placements.empty());
     }
   }
+  // Rounds without these would prove nothing of them.
+  EXPECT_GT(over_several, 100);
+  EXPECT_GT(shrunk, 50);
+}
+
+TEST(Fifo, AGangOverSeveralWorkersTakesAsFewAsPossible) {
+  Snapshot snapshot{{Spanning("a", 1), Spanning("b", 3), Spanning("c", 2), Spanning("d", 4)},
+                    {MakeRequest("j", 6)}};
+  Decisions decisions = Decide(snapshot);
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  const std::vector<Part>& parts = decisions.placements[0].parts;
+  ASSERT_EQ(parts.size(), 2u);
+  EXPECT_EQ(parts[0].worker, "d");  // the lead has the most
+  EXPECT_THAT(parts[0].devices, ElementsAre(0, 1, 2, 3));
+  EXPECT_EQ(parts[1].worker, "c");  // and the rest goes where it leaves the least
+  EXPECT_THAT(parts[1].devices, ElementsAre(0, 1));
+}
+
+TEST(Fifo, AGangStaysOnOneWorkerIfItCan) {
+  Decisions decisions =
+      Decide({{Spanning("a", 4), Spanning("b", 2), Spanning("c", 2)}, {MakeRequest("j", 2)}});
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  ASSERT_EQ(decisions.placements[0].parts.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].parts[0].worker, "b");
+}
+
+TEST(Fifo, WorkersThatOthersDoNotReachTakeNoPart) {
+  const auto [reason, text] = WhyWaits(
+      {{Spanning("a", 1), MakeWorker("b", 1, 0), Spanning("c", 1)}, {MakeRequest("j", 3)}});
+  EXPECT_EQ(reason, WaitReason::kNoSuchDevice);
+  EXPECT_EQ(text, "needs 3 devices; the workers have 2 between them");
+}
+
+TEST(Fifo, AGangWaitsForAllOfItsDevicesAndKeepsTheFreeOnes) {
+  Worker busy = Spanning("b", 2);
+  busy.devices[1].busy = true;
+  Decisions decisions =
+      Decide({{Spanning("a", 2), busy}, {MakeRequest("gang", 4), MakeRequest("j", 1)}});
+  EXPECT_TRUE(decisions.placements.empty());  // not half of it either
+  ASSERT_EQ(decisions.waiting.size(), 2u);
+  EXPECT_EQ(decisions.waiting[0].reason, WaitReason::kDevicesBusy);
+  EXPECT_EQ(decisions.waiting[0].text, "needs 4 devices free at once; at most 3 are free");
+  EXPECT_EQ(decisions.waiting[1].reason, WaitReason::kBehindOthers);
+}
+
+TEST(Fifo, ShrinksOnlyForWantOfDevicesThatExist) {
+  Request request = MakeRequest("j", 6);
+  request.min_ranks = 2;
+  request.multiple = 2;
+  const auto ranks = [&](const Snapshot& snapshot) -> size_t {
+    const Decisions decisions = Decide(snapshot);
+    return decisions.placements.empty() ? 0 : Ranks(decisions.placements[0]);
+  };
+  EXPECT_EQ(ranks({{Spanning("a", 4), Spanning("b", 2)}, {request}}), 6u);
+  EXPECT_EQ(ranks({{Spanning("a", 4), Spanning("b", 1)}, {request}}), 4u);
+  EXPECT_EQ(ranks({{Spanning("a", 3)}, {request}}), 2u);
+  EXPECT_EQ(ranks({{Spanning("a", 1)}, {request}}), 0u);
+  // Busy ones exist, and those of a worker that will be back in a moment.
+  Worker busy = Spanning("b", 2);
+  busy.devices[0].busy = true;
+  EXPECT_EQ(WhyWaits({{Spanning("a", 4), busy}, {request}}).first, WaitReason::kDevicesBusy);
+  Snapshot returning{{Spanning("a", 4)}, {request}};
+  returning.returning.push_back(Spanning("b", 2));
+  const auto [reason, text] = WhyWaits(returning);
+  EXPECT_EQ(reason, WaitReason::kWorkersCordoned);
+  EXPECT_EQ(text,
+            "needs 6 devices; some of the 6 that fit are on workers that take no new jobs "
+            "(cordoned, draining or out of reach)");
+}
+
+TEST(Fifo, RanksThatShareAMatrixStayOnANode) {
+  Request request = MakeRequest("j", 4);
+  request.multiple = 2;
+  const std::vector<Worker> workers = {Spanning("a", 3), Spanning("b", 3)};
+  const Decisions decisions = Decide({workers, {request}});
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].parts.at(0).devices.size(), 2u);
+  EXPECT_EQ(decisions.placements[0].parts.at(1).devices.size(), 2u);
+  // But rather over nodes than not at all.
+  EXPECT_EQ(Decide({{Spanning("a", 1), Spanning("b", 3)}, {request}}).placements.size(), 1u);
 }
 
 }  // namespace

@@ -23,9 +23,33 @@ CommandLine Parse(const std::vector<std::string>& args) {
 
 // What a run is belongs into its spec: think twice before adding to this list.
 TEST(CommandLine, TheFlagsAreFrozen) {
-  EXPECT_THAT(CommandLineFlags(), ElementsAre("--device", "--eval-only", "--events", "--help",
-                                              "--preview-data", "--print-spec", "--resume", "--set",
-                                              "--spec", "--validate", "--version"));
+  EXPECT_THAT(CommandLineFlags(),
+              ElementsAre("--device", "--eval-only", "--events", "--help", "--json", "--memory",
+                          "--plan", "--plan-options", "--preview-data", "--print-spec", "--resume",
+                          "--set", "--spec", "--validate", "--version"));
+  EXPECT_THAT(CalibrateFlags(), ElementsAre("--compute-type", "--device", "--help", "--json",
+                                            "--rates", "--seconds"));
+}
+
+TEST(CommandLine, CalibrateHasNoSpec) {
+  const CommandLine plain = Parse({"calibrate"});
+  ASSERT_FALSE(plain.exit) << plain.text;
+  EXPECT_EQ(plain.options.mode, RunOptions::Mode::kCalibrate);
+  EXPECT_EQ(plain.options.calibrate_seconds, 30);
+  EXPECT_EQ(plain.options.rates_file, "");
+  const CommandLine line = Parse({"calibrate", "--rates", "r.json", "--seconds", "0.5", "--device",
+                                  "cpu", "--compute-type", "float32", "--json"});
+  ASSERT_FALSE(line.exit) << line.text;
+  EXPECT_EQ(line.options.rates_file, "r.json");
+  EXPECT_EQ(line.options.calibrate_seconds, 0.5);
+  EXPECT_EQ(line.options.device, "cpu");
+  EXPECT_EQ(line.options.compute_type, "float32");
+  EXPECT_TRUE(line.options.json);
+  // A spec of that name is a spec.
+  EXPECT_EQ(Parse({"--spec", "calibrate"}).options.spec_file, "calibrate");
+  const CommandLine help = Parse({"calibrate", "--help"});
+  EXPECT_EQ(help.exit_code, 0);
+  for (const std::string& flag : CalibrateFlags()) EXPECT_THAT(help.text, HasSubstr(flag));
 }
 
 TEST(CommandLine, EveryFlag) {
@@ -49,6 +73,13 @@ TEST(CommandLine, Modes) {
   EXPECT_EQ(Parse({"r", "--validate"}).options.mode, Mode::kValidate);
   EXPECT_EQ(Parse({"r", "--print-spec"}).options.mode, Mode::kPrintSpec);
   EXPECT_EQ(Parse({"r", "--eval-only"}).options.mode, Mode::kEvalOnly);
+  EXPECT_EQ(Parse({"r", "--plan"}).options.mode, Mode::kPlan);
+  EXPECT_EQ(Parse({"r", "--plan"}).options.plan_memory_bytes, 0);
+  EXPECT_EQ(Parse({"r", "--plan", "--memory", "900MiB"}).options.plan_memory_bytes,
+            int64_t{900} << 20);
+  EXPECT_FALSE(Parse({"r", "--plan"}).options.json);
+  EXPECT_TRUE(Parse({"r", "--plan", "--json"}).options.json);
+  EXPECT_EQ(Parse({"r", "--plan", "--plan-options", "p"}).options.plan_options, "p");
   const CommandLine preview = Parse({"--preview-data", "3", "r"});
   EXPECT_EQ(preview.options.mode, Mode::kPreviewData);
   EXPECT_EQ(preview.options.preview_rows, 3);
@@ -63,9 +94,17 @@ TEST(CommandLine, MistakesLeaveWithTwoAndSayWhatToDo) {
       {{"a", "b"}, "unexpected argument \"b\""},
       {{"a", "--spec", "b"}, "two run specs"},
       {{"r", "--validate", "--eval-only"}, "--eval-only"},
+      {{"r", "--memory", "1GiB"}, "--memory is for --plan"},
+      {{"r", "--json"}, "--json and --plan-options are for --plan"},
+      {{"r", "--plan", "--memory", "0"}, "--memory"},
+      {{"r", "--plan", "--memory", "much"}, "--memory"},
       {{"r", "--preview-data", "0"}, "--preview-data"},
       {{"r", "--preview-data", "x"}, "--preview-data"},
       {{"r", "--set"}, "--set"},
+      {{"calibrate", "--secnds", "1"}, "unknown option --secnds; did you mean --seconds?"},
+      {{"calibrate", "run.json"}, "unexpected argument \"run.json\""},
+      {{"calibrate", "--seconds", "-1"}, "--seconds"},
+      {{"run.json", "calibrate"}, "is for runs, not for calibrate"},
   };
   for (const auto& [args, expected] : cases) {
     const CommandLine line = Parse(args);

@@ -118,6 +118,20 @@ TEST(ValidateRunSpec, Exclusions) {
               ElementsAre(HasSubstr("train.batch_tokens: excludes train.batch_sequences")));
 }
 
+TEST(ValidateRunSpec, WhatRanksThatShareAModelDoNotDo) {
+  EXPECT_THAT(FaultsWith({"parallel.tensor=2"}), IsEmpty());
+  EXPECT_THAT(FaultsWith({"parallel.tensor=2", "tuner=null", "predictor={}"}),
+              ElementsAre(HasSubstr("parallel.tensor: must be 1")));
+  for (const std::string policy : {"oracle", "table"}) {
+    EXPECT_THAT(FaultsWith({"parallel.tensor=1", "tokens.policy=" + policy}), IsEmpty());
+    EXPECT_THAT(FaultsWith({"parallel.tensor=2", "tokens.policy=" + policy}),
+                ElementsAre(HasSubstr("tokens.policy: " + policy)));
+  }
+  EXPECT_THAT(FaultsWith({"parallel.tensor=2", "parallel.sequence=true"}), IsEmpty());
+  EXPECT_THAT(FaultsWith({"parallel.sequence=true"}),
+              ElementsAre(HasSubstr("parallel.sequence: needs parallel.tensor above 1")));
+}
+
 TEST(ValidateRunSpec, SeveralFaultsAtOnce) {
   EXPECT_THAT(FaultsWith({"data.max_length=0", "train.learning_rate=nan", "memory.policy=attn",
                           "tuner.lora.rank=0"}),
@@ -221,6 +235,67 @@ TEST(IsStoragePolicy, KnowsThem) {
   EXPECT_TRUE(IsStoragePolicy("all+offload"));
   EXPECT_FALSE(IsStoragePolicy("attn_out+"));
   EXPECT_FALSE(IsStoragePolicy(""));
+}
+
+TEST(ValidateRunSpec, ABudgetIsForWhatCanBeForecast) {
+  EXPECT_THAT(FaultsWith({"memory.budget_bytes=1"}), IsEmpty());
+  EXPECT_THAT(FaultsWith({"memory.budget_bytes=0"}),
+              ElementsAre("memory.budget_bytes: must be at least 1, got 0"));
+  EXPECT_THAT(FaultsWith({"memory.budget_bytes=9", "tokens.policy=norm", "tokens.scope=layer"}),
+              IsEmpty());
+  for (const std::vector<std::string>& other :
+       std::vector<std::vector<std::string>>{{"tokens.policy=oracle"},
+                                             {"tokens.policy=table"},
+                                             {"tokens.policy=predictor"},
+                                             {"tokens.policy=random", "tokens.scope=group"},
+                                             {"model.compute_type=float64"}}) {
+    std::vector<std::string> assignments = {"memory.budget_bytes=9"};
+    assignments.insert(assignments.end(), other.begin(), other.end());
+    EXPECT_THAT(FaultsWith(assignments),
+                ElementsAre(HasSubstr("memory.budget_bytes: the bytes of ")))
+        << other.front();
+    EXPECT_THAT(FaultsWith(other), IsEmpty());
+  }
+}
+
+TEST(ValidateRunSpec, WhatMayBeLeftOutIsTheJobsToSay) {
+  const std::vector<std::string> random = {"memory.budget_bytes=9", "tokens.policy=random"};
+  const auto with = [&random](std::vector<std::string> more) {
+    more.insert(more.begin(), random.begin(), random.end());
+    return FaultsWith(more);
+  };
+  EXPECT_THAT(with({"memory.elastic=true", "memory.min_keep=0.25"}), IsEmpty());
+  EXPECT_THAT(with({"memory.elastic=true", "memory.min_keep=0.25", "tokens.keep=[1]"}), IsEmpty());
+  EXPECT_THAT(with({"memory.elastic=true"}), ElementsAre(HasSubstr("memory.min_keep: required: ")));
+  EXPECT_THAT(with({"memory.min_keep=0.25"}),
+              ElementsAre("memory.min_keep: is for memory.elastic"));
+  EXPECT_THAT(with({"memory.elastic=true", "memory.min_keep=0.5"}),
+              ElementsAre(HasSubstr("memory.min_keep: must be below tokens.keep, 0.5")));
+  EXPECT_THAT(with({"memory.elastic=true", "memory.min_keep=nan"}),
+              ElementsAre(HasSubstr("memory.min_keep: must be a finite number above 0")));
+  EXPECT_THAT(FaultsWith({"memory.elastic=true", "memory.min_keep=0.5"}),
+              ElementsAre("memory.elastic: is about memory.budget_bytes; give that, too",
+                          HasSubstr("memory.elastic: needs a tokens.policy")));
+}
+
+TEST(ValidateRunSpec, AShadowNeedsWhatItCompares) {
+  const std::vector<std::string> good = {"tokens.policy=random", "data.eval=[{\"path\": \"e\"}]",
+                                         "eval.shadow_every_steps=5"};
+  const auto with = [&good](std::vector<std::string> more) {
+    more.insert(more.begin(), good.begin(), good.end());
+    return FaultsWith(more);
+  };
+  EXPECT_THAT(with({}), IsEmpty());
+  EXPECT_THAT(with({"eval.max_quality_gap=0", "eval.shadow_sequences=2"}), IsEmpty());
+  EXPECT_THAT(with({"tokens.policy=dense"}),
+              ElementsAre("eval.shadow_every_steps: needs a tokens.policy that drops rows"));
+  EXPECT_THAT(with({"data.eval=null"}),
+              ElementsAre("eval.shadow_every_steps: needs files in data.eval"));
+  EXPECT_THAT(with({"eval.max_quality_gap=-1", "eval.shadow_sequences=0"}),
+              ElementsAre("eval.shadow_sequences: must be at least 1, got 0",
+                          HasSubstr("eval.max_quality_gap: must be a finite number")));
+  EXPECT_THAT(FaultsWith({"eval.max_quality_gap=0.1"}),
+              ElementsAre(HasSubstr("eval.max_quality_gap: is measured every")));
 }
 
 }  // namespace

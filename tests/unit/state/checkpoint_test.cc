@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <thread>
 
 #include "tests/support/test_checkpoint.h"
 #include "worker/train/state/atomic_directory.h"
@@ -46,6 +47,82 @@ TEST(CheckpointStore, ReadsWhatItWrote) {
   const auto loaded = CheckpointStore::Load(*path);
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_TRUE(checkpoint.Equals(*loaded));
+}
+
+// What the rank of one part has of a checkpoint: the second has nothing but a moment.
+CheckpointContents PartOf(const TestCheckpoint& whole, int part) {
+  CheckpointContents contents = whole.contents();
+  contents.part = part;
+  contents.parts = 2;
+  if (part == 0) {
+    contents.tensors.at("optimizer").erase("moment2");
+  } else {
+    contents.state_json.clear();
+    contents.tensors.erase("trainables");
+    contents.tensors.at("optimizer").erase("moment1");
+  }
+  return contents;
+}
+
+bool Never() { return false; }
+
+TEST(CheckpointParts, OfTwoWritersMakeOneCheckpoint) {
+  const ScratchDir scratch;
+  CheckpointStore store(scratch.path(), {});
+  const TestCheckpoint checkpoint(7);
+  auto directory = store.Begin(7);
+  ASSERT_TRUE(directory.ok()) << directory.status();
+  absl::Status other;
+  std::thread second(
+      [&] { other = CheckpointStore(scratch.path(), {}).WritePart(PartOf(checkpoint, 1)); });
+  const auto path = store.Finish(*std::move(directory), PartOf(checkpoint, 0), Never);
+  second.join();
+  ASSERT_TRUE(path.ok()) << path.status();
+  EXPECT_TRUE(other.ok()) << other;
+  EXPECT_THAT(Names(*path), ElementsAre("manifest.json", "optimizer-00001-of-00002.safetensors",
+                                        "optimizer-00002-of-00002.safetensors", "state.json",
+                                        "trainables-00001-of-00002.safetensors"));
+  const LoadedCheckpoint loaded = Newest(store);
+  EXPECT_EQ(loaded.state_json, checkpoint.contents().state_json);
+  for (const auto& [stem, tensors] : checkpoint.contents().tensors) {
+    for (const auto& [name, tensor] : tensors) {
+      const TensorView* found = loaded.Find(stem, name);
+      ASSERT_NE(found, nullptr) << stem << " " << name;
+      EXPECT_EQ(found->bytes, tensor.bytes);
+    }
+  }
+  EXPECT_EQ(loaded.Find("optimizer", "weight"), nullptr);
+  EXPECT_EQ(loaded.Find("optim", "moment1"), nullptr);
+}
+
+TEST(CheckpointParts, AFaultOfAnotherWriterIsTold) {
+  const ScratchDir scratch;
+  CheckpointStore store(scratch.path(), {});
+  Save(store, 1);
+  const TestCheckpoint checkpoint(7);
+  auto directory = store.Begin(7);
+  ASSERT_TRUE(directory.ok()) << directory.status();
+  CheckpointContents bad = PartOf(checkpoint, 1);
+  bad.tensors["no/name"] = bad.tensors.at("optimizer");
+  EXPECT_FALSE(store.WritePart(bad).ok());
+  const auto path = store.Finish(*std::move(directory), PartOf(checkpoint, 0), Never);
+  EXPECT_THAT(std::string(path.status().message()), HasSubstr("no/name"));
+  EXPECT_THAT(Names(scratch.path()), ElementsAre("step-00000001"));
+}
+
+TEST(CheckpointParts, OneThatNeverComesIsGivenUp) {
+  const ScratchDir scratch;
+  CheckpointStore store(scratch.path(), {});
+  Save(store, 1);
+  const TestCheckpoint checkpoint(7);
+  auto directory = store.Begin(7);
+  ASSERT_TRUE(directory.ok()) << directory.status();
+  int asked = 0;
+  const auto path =
+      store.Finish(*std::move(directory), PartOf(checkpoint, 0), [&asked] { return ++asked == 3; });
+  EXPECT_EQ(path.status().code(), absl::StatusCode::kAborted) << path.status();
+  EXPECT_THAT(std::string(path.status().message()), HasSubstr("part 2"));
+  EXPECT_THAT(Names(scratch.path()), ElementsAre("step-00000001"));
 }
 
 TEST(CheckpointStore, NoDirectoryIsNoCheckpoint) {

@@ -18,6 +18,8 @@ TEST(Jobs, ARecordComesBackWithAllItsParts) {
   const ScratchDir scratch;
   JobRecord record = SampleJob(7, Job::QUEUED);
   record.job.mutable_spec()->mutable_run()->mutable_model()->set_path("x");
+  record.job.mutable_contract()->set_memory_bytes(int64_t{3} << 30);
+  record.job.mutable_contract()->mutable_offer()->set_id("0123456789abcdef");
   record.attempt_sequence = 12;
   record.not_before = absl::FromUnixNanos(1'700'000'000'123'456'789);
   record.run_seconds_used = 0.1;
@@ -49,6 +51,7 @@ TEST(Jobs, ARecordComesBackWithAllItsParts) {
   ASSERT_EQ(active->size(), 1);
   const JobRecord& back = active->front();
   EXPECT_EQ(back.job.SerializeAsString(), record.job.SerializeAsString());
+  EXPECT_EQ(back.job.contract().memory_bytes(), int64_t{3} << 30);
   EXPECT_EQ(back.number, 7);
   EXPECT_EQ(back.attempt_sequence, 12);
   EXPECT_EQ(back.not_before, record.not_before);
@@ -178,6 +181,43 @@ TEST(Jobs, CordonsComeAndGo) {
                            PersistWorker{"workers/a", false}, PersistWorker{"workers/b", true}})
                   .ok());
   EXPECT_THAT(*store->CordonedWorkers(), ElementsAre("workers/b"));
+}
+
+// A job that succeeded by contract leaves what it took, in the transaction that ends it.
+TEST(RunTimes, AreOfJobsThatSucceededByContractNewestFirst) {
+  const ScratchDir scratch;
+  const auto finish = [](int64_t number, const std::string& shape, Job::State state) {
+    JobRecord record = SampleJob(number, state);
+    lemo::v1::RunForecast& foretold =
+        *record.job.mutable_contract()->mutable_offer()->mutable_forecast();
+    foretold.set_shape_class(shape);
+    foretold.set_predicted_step_seconds(1);
+    record.job.mutable_result()->mutable_forecast()->set_measured_step_seconds(
+        static_cast<double>(number));
+    return record;
+  };
+  const auto jobs = [](const absl::StatusOr<std::vector<lemo::v1::RunTime>>& runs) {
+    std::vector<std::string> names;
+    for (const lemo::v1::RunTime& run : *runs) names.push_back(run.job());
+    return names;
+  };
+  {
+    const auto store = MustOpen(scratch / "db");
+    EXPECT_THAT(jobs(store->RunTimes(2, 10)), IsEmpty());
+    for (int64_t number = 1; number <= 4; ++number) {
+      ASSERT_TRUE(Put(*store, finish(number, "a", Job::SUCCEEDED)).ok());
+    }
+    ASSERT_TRUE(Put(*store, finish(5, "a", Job::FAILED)).ok());
+    ASSERT_TRUE(Put(*store, SampleJob(6, Job::SUCCEEDED)).ok());
+    ASSERT_TRUE(Put(*store, finish(7, "b", Job::SUCCEEDED)).ok());
+    // Told again, it is still one run.
+    ASSERT_TRUE(Put(*store, finish(7, "b", Job::SUCCEEDED)).ok());
+  }
+  const auto store = MustOpen(scratch / "db");
+  EXPECT_THAT(jobs(store->RunTimes(2, 10)), ElementsAre("jobs/j7", "jobs/j4", "jobs/j3"));
+  EXPECT_THAT(jobs(store->RunTimes(1, 10)), ElementsAre("jobs/j7", "jobs/j4"));
+  EXPECT_THAT(jobs(store->RunTimes(2, 2)), ElementsAre("jobs/j7", "jobs/j4"));
+  EXPECT_EQ((*store->RunTimes(2, 2))[1].forecast().measured_step_seconds(), 4);
 }
 
 }  // namespace

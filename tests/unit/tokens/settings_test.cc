@@ -115,6 +115,27 @@ TEST(TokenSettings, TheShareOverARun) {
   for (const int64_t step : {6, 7, 8}) EXPECT_EQ(at(step), settings.keep) << step;
 }
 
+TEST(TokenSettings, SharesCanBeCappedAndRaised) {
+  const std::vector<double> all(kLayers, 1.0);
+  const TokenSettings settings =
+      Settings({"tokens.policy=random", "tokens.scope=layer", "tokens.keep=0.4"});
+  ASSERT_THAT(settings.keep, ElementsAre(1, 1, 0.4, 0.4, 0.4, 1));
+  EXPECT_EQ(settings.Capped(settings.keep, 1), settings.keep);
+  EXPECT_THAT(settings.Capped(settings.keep, 0.3), ElementsAre(1, 1, 0.3, 0.3, 0.3, 1));
+  // A step of all rows, too; but never a layer that the spec wants whole.
+  EXPECT_THAT(settings.Capped(all, 0.3), ElementsAre(1, 1, 0.3, 0.3, 0.3, 1));
+  EXPECT_THAT(settings.Raised(settings.keep, 0.7), ElementsAre(1, 1, 0.7, 0.7, 0.7, 1));
+  EXPECT_EQ(settings.Raised(settings.keep, 0), settings.keep);
+  // Where everything is kept, every layer may come to drop some.
+  const TokenSettings whole = Settings({"tokens.policy=random", "tokens.keep=1"});
+  EXPECT_EQ(whole.Capped(all, 0.5), std::vector<double>(kLayers, 0.5));
+  // What must not rise with depth does not.
+  const TokenSettings nested = Settings(
+      {"tokens.policy=random", "tokens.scope=nested", "tokens.keep=[1,1,0.8,0.6,0.4,0.2]"});
+  EXPECT_THAT(nested.Capped(nested.keep, 0.5), ElementsAre(1, 1, 0.5, 0.5, 0.4, 0.2));
+  EXPECT_THAT(nested.Raised(nested.keep, 0.5), ElementsAre(1, 1, 0.8, 0.6, 0.5, 0.5));
+}
+
 struct Fault {
   Assignments said;
   std::string field;

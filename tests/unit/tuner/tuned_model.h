@@ -53,7 +53,7 @@ struct TunedModel {
               {.policies = std::vector<StoragePolicy>(config.layers, StoragePolicy{})},
               RowBounds::Dense(config.layers, batch.rows()));
     CrossEntropyObjective objective(decoder, trainables, 0);
-    AdamW optimizer(trainables, options);
+    AdamW optimizer(PiecesOf(trainables), options);
     double loss = 0;
     for (int step = 0; step < steps; ++step) {
       ZeroGradients(trainables);
@@ -61,6 +61,7 @@ struct TunedModel {
       loss = objective.LossAndGradient(stream, device.labels, 0.05).loss;
       tape.Backward(stream);
       optimizer.Step(1e-2, 1.0);
+      RefreshValues(trainables);
     }
     return loss;
   }

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -149,6 +150,89 @@ TEST_F(WeightsTest, TensorsAtOddAddressesAreCopied) {
     const ModelWeights weights = Load(type).value();
     EXPECT_EQ(weights.MappedBytes(), 0);
     EXPECT_TRUE(at::equal(weights.at(kQ1), tensors_.at(kQ1).to(type)));
+  }
+}
+
+// What runs share has the values and the alignment of what each would have for itself.
+TEST_F(WeightsTest, SharedBasesHaveTheSameBits) {
+  ModelWeights::Map written;
+  for (const auto& [name, tensor] : tensors_) {
+    written[name] = name == kQ1 ? tensor : tensor.to(at::kBFloat16);  // one is used as it lies
+  }
+  Write(written);
+  const auto bases = MakeFileBases(dir_ / "bases");
+  const BaseSharing sharing{bases.get(), "digest"};
+  for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
+    const ModelWeights own = Load(type).value();
+    const ModelWeights first =
+        LoadWeights(dir_, config_, type, at::kCPU, nullptr, &sharing).value();
+    const ModelWeights second =
+        LoadWeights(dir_, config_, type, at::kCPU, nullptr, &sharing).value();
+    EXPECT_EQ(first.OwnedBytes(), 0);
+    EXPECT_EQ(first.MappedBytes(), own.OwnedBytes() + own.MappedBytes());
+    for (const auto& [name, tensor] : own.tensors()) {
+      SCOPED_TRACE(name);
+      for (const ModelWeights* weights : {&first, &second}) {
+        const at::Tensor& shared = weights->at(name);
+        ASSERT_EQ(shared.scalar_type(), type);
+        EXPECT_TRUE(shared.is_contiguous());
+        EXPECT_TRUE(at::equal(shared, tensor));
+        const bool in_place = written.at(name).scalar_type() == type;
+        const auto address = reinterpret_cast<uintptr_t>(shared.const_data_ptr());
+        if (!in_place) {
+          EXPECT_EQ(address % kBaseAlignment, 0u);
+        }
+      }
+    }
+  }
+  int files = 0;
+  for (const auto& entry : fs::directory_iterator(dir_ / "bases")) {
+    files += entry.path().extension() == ".shared";
+  }
+  EXPECT_EQ(files, 3) << "float32, float64, and what is float32 in the file as bfloat16";
+}
+
+TEST_F(WeightsTest, BasesOfOneDigestAndAnotherAreApart) {
+  ModelWeights::Map written;
+  for (const auto& [name, tensor] : tensors_) written[name] = tensor.to(at::kBFloat16);
+  Write(written);
+  const auto bases = MakeFileBases(dir_ / "bases");
+  const BaseSharing one{bases.get(), "one"}, other{bases.get(), "other"};
+  ASSERT_TRUE(LoadWeights(dir_, config_, at::kFloat, at::kCPU, nullptr, &one).ok());
+  for (auto& [name, tensor] : written) tensor = tensor.neg();
+  Write(written);
+  const ModelWeights loaded =
+      LoadWeights(dir_, config_, at::kFloat, at::kCPU, nullptr, &other).value();
+  EXPECT_TRUE(at::equal(loaded.at(kQ1), written.at(kQ1).to(at::kFloat)));
+  std::set<std::string> ids;
+  for (const char* digest : {"a", "b"}) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      for (const auto& [rank, ranks] : {std::pair{0, 1}, std::pair{0, 2}, std::pair{1, 2}}) {
+        ids.insert(BaseKey{digest, type, rank, ranks}.Id());
+      }
+    }
+  }
+  EXPECT_EQ(ids.size(), 12u);
+}
+
+TEST_F(WeightsTest, ATensorGroupSharesItsPartsWithOtherRuns) {
+  ModelWeights::Map written;
+  for (const auto& [name, tensor] : tensors_) written[name] = tensor.to(at::kBFloat16);
+  Write(written);
+  const auto bases = MakeFileBases(dir_ / "bases");
+  const BaseSharing sharing{bases.get(), "digest"};
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    for (int rank = 0; rank < 2; ++rank) {
+      const ModelSplit split = ModelSplit::Make(config_, rank, 2).value();
+      const ModelWeights own = LoadWeights(dir_, config_, type, at::kCPU, &split).value();
+      const ModelWeights shared =
+          LoadWeights(dir_, config_, type, at::kCPU, &split, &sharing).value();
+      EXPECT_EQ(shared.OwnedBytes(), 0);
+      EXPECT_EQ(shared.MappedBytes(), own.OwnedBytes() + own.MappedBytes());
+      for (const auto& [name, tensor] : own.tensors()) {
+        EXPECT_TRUE(at::equal(shared.at(name), tensor)) << name << " of rank " << rank;
+      }
+    }
   }
 }
 

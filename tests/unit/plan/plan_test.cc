@@ -1,0 +1,291 @@
+// From a run spec to the planner's request, and from its offers to a table and back to a spec.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/violations.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/small_llama.h"
+#include "worker/train/model/family/family.h"
+#include "worker/train/plan/plan_message.h"
+#include "worker/train/plan/plan_request.h"
+#include "worker/train/plan/plan_table.h"
+#include "worker/train/spec/spec.h"
+
+namespace lemo::train {
+namespace {
+
+using planner::LayerStorage;
+using planner::Offer;
+using planner::OfferRequest;
+using planner::Stored;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
+
+lemo::v1::RunSpec SpecOf(const nlohmann::json& changes) {
+  nlohmann::json json = {{"model", {{"path", "m"}}},
+                         {"data", {{"train", {{{"path", "a.jsonl"}}}}, {"max_length", 1024}}},
+                         {"tuner", {{"lora", {{"rank", 8}, {"targets", {"q_proj", "v_proj"}}}}}},
+                         {"train", {{"steps", 10}, {"batch_sequences", 4}}},
+                         {"output", {{"dir", "out"}}}};
+  json.merge_patch(changes);
+  Violations violations;
+  lemo::v1::RunSpec spec = ParseRunSpec(json.dump(), "run.json", &violations);
+  EXPECT_TRUE(violations.ToStatus().ok()) << violations.ToStatus();
+  FillDefaults(&spec);
+  return spec;
+}
+
+PlanFacts Facts() {
+  return {.documents = {{300, 20}, {1024, 4}},
+          .labelled_share = 0.5,
+          .device = {.type = "cpu", .compute = {1e11, 5e10}}};
+}
+
+OfferRequest RequestOf(const nlohmann::json& changes) {
+  const absl::StatusOr<OfferRequest> request =
+      PlanRequestOf(SpecOf(changes), SmallLlama(), Facts());
+  EXPECT_TRUE(request.ok()) << request.status();
+  return request.value_or(OfferRequest());
+}
+
+TEST(PlanRequest, HasTheShapeOfTheModel) {
+  const DecoderConfig opt = *ParseDecoderConfig({{"architectures", {"OPTForCausalLM"}},
+                                                 {"model_type", "opt"},
+                                                 {"hidden_size", 768},
+                                                 {"num_hidden_layers", 12},
+                                                 {"num_attention_heads", 12},
+                                                 {"ffn_dim", 3072},
+                                                 {"vocab_size", 50272}});
+  // facebook/opt-125m.
+  EXPECT_EQ(planner::CountParameters(ShapeOf(opt)), 125239296);
+  // The weights that the trainer expects, and no others.
+  for (const DecoderConfig& config : {SmallLlama(), opt}) {
+    int64_t elements = 0;
+    for (const TensorSpec& tensor : ExpectedTensors(config)) {
+      int64_t count = 1;
+      for (const int64_t size : tensor.shape) count *= size;
+      elements += count;
+    }
+    EXPECT_EQ(planner::CountParameters(ShapeOf(config)), elements);
+  }
+}
+
+TEST(PlanRequest, HasWhatTheSpecFixes) {
+  const OfferRequest request =
+      RequestOf({{"tuner", {{"lora", {{"rank_pattern", {{"v_proj", 4}}}}}}},
+                 {"checkpoint", {{"every_steps", 5}}},
+                 {"memory", {{"loss_segment_rows", 128}}}});
+  const planner::AdapterRanks& ranks = request.tuning.adapters;
+  EXPECT_THAT((std::vector<int64_t>{ranks.q, ranks.k, ranks.v, ranks.o, ranks.gate, ranks.down}),
+              ElementsAre(8, 0, 4, 0, 0, 0));
+  EXPECT_EQ(request.window, 1024);
+  EXPECT_EQ(request.steps, 10);
+  EXPECT_TRUE(request.checkpoints);
+  EXPECT_FALSE(request.evaluates);
+  EXPECT_THAT(request.loss_segments, ElementsAre(128));
+  EXPECT_THAT(request.micro_batch_sequences, ElementsAre(1, 2, 4));
+  EXPECT_TRUE(request.tokens.empty());
+  EXPECT_TRUE(request.short_windows.empty());
+  EXPECT_EQ(request.preference, planner::Preference::kMostExact);
+}
+
+TEST(PlanRequest, CountsTheStepsOfEpochs) {
+  // 20 * 300 + 4 * 1024 rows make 10 sequences, of which a step takes 4.
+  const nlohmann::json epochs = {{"train", {{"steps", nullptr}, {"epochs", 2.0}}}};
+  EXPECT_EQ(RequestOf(epochs).steps, 5);
+}
+
+TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
+  const OfferRequest request =
+      RequestOf({{"tokens", {{"policy", "random"}, {"scope", "stack"}, {"keep", {0.5}}}}});
+  ASSERT_EQ(request.tokens.size(), 1);
+  EXPECT_THAT(request.tokens[0].keep, ElementsAre(0.5, 0.5, 0.5, 0.5));
+  // Beside it the window of as few rows.
+  EXPECT_THAT(request.short_windows, ElementsAre(512));
+  const absl::StatusOr<OfferRequest> grouped = PlanRequestOf(
+      SpecOf({{"tokens", {{"policy", "random"}, {"scope", "group"}, {"keep", {0.5}}}}}),
+      SmallLlama(), Facts());
+  EXPECT_EQ(grouped.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(grouped.status().message()), HasSubstr("scope group"));
+}
+
+TEST(PlanRequest, AWindowIsNotShorterThanADocumentThatCannotBeSplit) {
+  PlanFacts facts = Facts();
+  facts.splits = false;
+  const lemo::v1::RunSpec spec =
+      SpecOf({{"tokens", {{"policy", "random"}, {"scope", "stack"}, {"keep", {0.5}}}}});
+  EXPECT_THAT(PlanRequestOf(spec, SmallLlama(), facts)->short_windows, testing::IsEmpty());
+  facts.documents = {{300, 20}};
+  EXPECT_THAT(PlanRequestOf(spec, SmallLlama(), facts)->short_windows, ElementsAre(512));
+  facts.longest_evaluated = 600;
+  EXPECT_THAT(PlanRequestOf(spec, SmallLlama(), facts)->short_windows, testing::IsEmpty());
+}
+
+TEST(PlanRequest, TakesWishes) {
+  lemo::v1::PlanSpec plan;
+  plan.set_prefer("smallest");
+  plan.set_max_memory_bytes(1 << 30);
+  plan.set_max_run_seconds(60);
+  plan.set_min_keep(0.5);
+  plan.set_max_device_hours(0.5);
+  plan.add_ranks(1);
+  plan.add_ranks(2);
+  Violations violations;
+  const PlanWishes wishes = WishesOf(plan, "plan", &violations);
+  ASSERT_TRUE(violations.empty()) << violations.ToStatus();
+  const absl::StatusOr<OfferRequest> request =
+      PlanRequestOf(SpecOf(nlohmann::json::object()), SmallLlama(), Facts(), wishes);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->preference, planner::Preference::kSmallest);
+  EXPECT_EQ(request->bounds.memory_bytes_max, 1 << 30);
+  EXPECT_EQ(request->bounds.finish_seconds_max, 60);
+  EXPECT_EQ(request->bounds.keep_min, 0.5);
+  EXPECT_EQ(request->bounds.device_seconds_max, 1800);
+  EXPECT_THAT(request->world_sizes, ElementsAre(1, 2));
+}
+
+TEST(PlanRequest, EveryFaultOfAWishIsNamed) {
+  lemo::v1::PlanSpec plan;
+  plan.set_prefer("best");
+  plan.set_finish_by("2026-01-31T17:05:09Z");
+  plan.set_max_memory_bytes(0);
+  plan.set_max_run_seconds(-1);
+  plan.set_min_keep(1.5);
+  plan.set_max_device_hours(0);
+  plan.add_ranks(0);
+  Violations violations;
+  WishesOf(plan, "plan", &violations);
+  std::vector<std::string> fields;
+  for (const Violation& violation : violations.kept()) fields.push_back(violation.field);
+  EXPECT_THAT(fields, testing::UnorderedElementsAre("plan.prefer", "plan.finish_by",
+                                                    "plan.max_memory_bytes", "plan.max_run_seconds",
+                                                    "plan.min_keep", "plan.max_device_hours",
+                                                    "plan.ranks"));
+}
+
+// The message says what the table says, and its overrides are those of the table.
+TEST(PlanMessage, IsTheOffers) {
+  const nlohmann::json sparse = {
+      {"tokens", {{"policy", "random"}, {"scope", "stack"}, {"keep", {0.5}}}}};
+  const OfferRequest request = RequestOf(sparse);
+  const planner::Offers offers = MakeOffers(request);
+  PlanTimes times;
+  times.rates.set_type("cpu");
+  times.rates.set_compute_type("float32");
+  times.kind = ForecastKind(request, "llama", times.rates);
+  const lemo::v1::PlanResult result = PlanMessage(request, offers, times);
+  ASSERT_EQ(result.offers_size(), static_cast<int>(offers.front.size()));
+  EXPECT_EQ(result.preferred(), offers.front[*offers.preferred].id);
+  bool dense = false, left_out = false;
+  for (int i = 0; i < result.offers_size(); ++i) {
+    const lemo::v1::Offer& message = result.offers(i);
+    const Offer& offer = offers.front[static_cast<size_t>(i)];
+    EXPECT_EQ(message.id(), offer.id);
+    EXPECT_EQ(message.high().total(), offer.memory.high.total);
+    EXPECT_EQ(message.expected().saved_activations(), offer.memory.expected.saved_activations);
+    EXPECT_DOUBLE_EQ(message.step().total(), offer.step.Total());
+    EXPECT_EQ(message.forecast().predicted_step_seconds(), offer.step.Foretold());
+    EXPECT_EQ(message.forecast().predicted_peak_bytes(), offer.memory.expected.total);
+    EXPECT_EQ(message.forecast().shape_class(), "width 256, window 1024, adapters");
+    EXPECT_EQ(message.run_seconds(), offer.finish_seconds);
+    EXPECT_EQ(message.device(), "cpu");
+    int32_t layers = 0;
+    for (const lemo::v1::LayerPolicy& run : message.storage()) {
+      EXPECT_EQ(run.first(), layers);
+      layers = run.last() + 1;
+    }
+    EXPECT_EQ(layers, request.shape.layers);
+    dense |= offer.token_choice < 0 && message.overrides().tokens().policy() == "dense";
+    left_out |= offer.token_choice >= 0 && !message.overrides().has_tokens() &&
+                message.quality() == "not measured";
+
+    lemo::v1::RunSpec by_text = SpecOf(sparse);
+    Violations violations;
+    ApplyOverrides(OverridesOf(request, offer), &by_text, &violations);
+    ASSERT_TRUE(violations.empty()) << violations.ToStatus();
+    const lemo::v1::RunSpec& overrides = message.overrides();
+    EXPECT_EQ(overrides.data().max_length(), by_text.data().max_length());
+    EXPECT_EQ(overrides.train().micro_batch_tokens(), by_text.train().micro_batch_tokens());
+    EXPECT_EQ(overrides.memory().policy(), by_text.memory().policy());
+    ASSERT_EQ(overrides.memory().layers_size(), by_text.memory().layers_size());
+    for (int k = 0; k < overrides.memory().layers_size(); ++k) {
+      EXPECT_EQ(overrides.memory().layers(k).SerializeAsString(),
+                by_text.memory().layers(k).SerializeAsString());
+    }
+    EXPECT_EQ(overrides.model().compute_type(), "float32");
+    EXPECT_EQ(overrides.parallel().tensor(), 1);
+    EXPECT_EQ(overrides.parallel().shard(), "none");
+  }
+  EXPECT_TRUE(dense);
+  EXPECT_TRUE(left_out);
+}
+
+TEST(PlanMessage, SaysWhatABoundWouldHaveToBecome) {
+  OfferRequest request = RequestOf(nlohmann::json::object());
+  request.bounds = {.memory_bytes_max = 1000, .device_seconds_max = 36000};
+  const lemo::v1::PlanResult result = PlanMessage(request, MakeOffers(request), {});
+  EXPECT_EQ(result.offers_size(), 0);
+  EXPECT_EQ(result.preferred(), "");
+  EXPECT_GT(result.nearest_size(), 0);
+  ASSERT_EQ(result.advice_size(), 2);
+  EXPECT_EQ(result.advice(0).bound(), "max_memory_bytes");
+  EXPECT_EQ(result.advice(0).asked(), 1000);
+  EXPECT_GT(result.advice(0).needed(), 1000);
+  EXPECT_EQ(result.advice(1).bound(), "max_device_hours");
+  EXPECT_EQ(result.advice(1).asked(), 10);
+}
+
+TEST(PlanTable, StorageIsTold) {
+  const std::vector<LayerStorage> storage = {{Stored::kAll, false},
+                                             {Stored::kAll, false},
+                                             {Stored::kAttentionOut, true},
+                                             {Stored::kInput, false}};
+  EXPECT_EQ(StorageInWords(storage), "all x2, attn_out+offload x1, input x1");
+}
+
+// The overrides of an offer, read as lemo-train reads them, are a spec that keeps what it says.
+TEST(PlanTable, OverridesMakeTheOffer) {
+  OfferRequest request = RequestOf(nlohmann::json::object());
+  Offer offer;
+  offer.window = 512;
+  offer.micro_batch_sequences = 2;
+  offer.storage = {{Stored::kMlp, false},
+                   {Stored::kMlp, false},
+                   {Stored::kAttentionOut, true},
+                   {Stored::kAttentionOut, true}};
+  lemo::v1::RunSpec spec = SpecOf(nlohmann::json::object());
+  Violations violations;
+  ApplyOverrides(OverridesOf(request, offer), &spec, &violations);
+  ASSERT_TRUE(violations.ToStatus().ok()) << violations.ToStatus();
+  EXPECT_EQ(spec.data().max_length(), 512);
+  EXPECT_EQ(spec.train().micro_batch_tokens(), 1024);
+  EXPECT_EQ(spec.memory().policy(), "mlp");
+  ASSERT_EQ(spec.memory().layers_size(), 1);
+  EXPECT_EQ(spec.memory().layers(0).first(), 2);
+  EXPECT_EQ(spec.memory().layers(0).last(), 3);
+  EXPECT_EQ(spec.memory().layers(0).policy(), "attn_out+offload");
+}
+
+TEST(PlanTable, ShowsTheFrontOrWhatIsInTheWay) {
+  OfferRequest request =
+      RequestOf({{"tokens", {{"policy", "random"}, {"scope", "stack"}, {"keep", {0.5}}}}});
+  const planner::Offers offers = MakeOffers(request);
+  const std::string table = PlanTable(request, offers);
+  const Offer& best = offers.front[*offers.preferred];
+  EXPECT_THAT(table, HasSubstr("* " + best.id.substr(0, 8)));
+  EXPECT_THAT(table, HasSubstr("Offer " + best.id));
+  EXPECT_THAT(table, HasSubstr("attn_out"));
+  request.bounds.memory_bytes_max = 1000;
+  const std::string impossible = PlanTable(request, MakeOffers(request));
+  EXPECT_THAT(impossible, HasSubstr("within the bounds"));
+  EXPECT_THAT(impossible, HasSubstr("would do"));
+  EXPECT_THAT(impossible, Not(HasSubstr("--set")));
+}
+
+}  // namespace
+}  // namespace lemo::train
