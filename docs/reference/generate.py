@@ -120,7 +120,18 @@ def pages():
     yield "job-spec.md", page(
         "The job spec",
         "job_spec.proto",
-        "`run` is [the run spec](run-spec.md). A name that is not known is refused, with the nearest one that is.",
+        "`run` is [the run spec](run-spec.md), `plan` a [PlanSpec](plan.md#planspec). A name that is not known is "
+        "refused, with the nearest one that is.",
+    )
+    yield "plan.md", page(
+        "Plans",
+        "plan.proto",
+        "[Choosing an offer](../choosing-an-offer.md) tells how they are used.",
+    )
+    yield "timing.md", page(
+        "Times",
+        "timing.proto",
+        "[Choosing an offer](../choosing-an-offer.md#the-times) tells how far to trust them.",
     )
     yield "run-events.md", page(
         "The events of a run",
