@@ -210,14 +210,14 @@ std::string ExplainText(const Offer& offer, const PlanResult& plan) {
   absl::StrAppend(&text, bytes.ToString());
   const lemo::v1::StepSeconds& step = offer.step();
   const double foretold = step.forward() + step.replay() + step.backward() + step.head() +
-                          step.optimizer() + step.communication() + step.offload() +
-                          step.overhead();
+                          step.selection() + step.optimizer() + step.communication() +
+                          step.offload() + step.overhead();
   absl::StrAppendFormat(
       &text,
-      "  step: forward %.3g + again %.3g + backward %.3g + head %.3g + update %.3g + ranks %.3g + "
-      "copies %.3g + overhead %.3g = %.3g s\n",
-      step.forward(), step.replay(), step.backward(), step.head(), step.optimizer(),
-      step.communication(), step.offload(), step.overhead(), foretold);
+      "  step: forward %.3g + again %.3g + backward %.3g + head %.3g + choice of rows %.3g + "
+      "update %.3g + ranks %.3g + copies %.3g + overhead %.3g = %.3g s\n",
+      step.forward(), step.replay(), step.backward(), step.head(), step.selection(),
+      step.optimizer(), step.communication(), step.offload(), step.overhead(), foretold);
   if (const std::string correction = CorrectionText(offer.correction()); !correction.empty()) {
     absl::StrAppendFormat(&text, "  %s of %s, %s: %.3g s\n", correction,
                           Printable(offer.forecast().family()),

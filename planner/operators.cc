@@ -280,6 +280,21 @@ std::vector<OperatorWork> HeadOperators(const ModelShape& shape, const Tuning& t
   return list;
 }
 
+std::vector<OperatorWork> SelectionOperators(const ModelShape& shape, double rows, int64_t width,
+                                             bool reads_stream, const PassShape& pass) {
+  std::vector<OperatorWork> list;
+  if (!reads_stream) return list;
+  Account account(&list);
+  const auto hidden = static_cast<double>(shape.hidden), neurons = static_cast<double>(width);
+  const double of_call = rows / pass.passes;
+  account.Elements(Operator::kNorm, rows, hidden, of_call);
+  if (width > 0) {
+    account.Products(rows, hidden, neurons);
+    account.Elements(Operator::kCopy, rows, neurons, of_call);  // pooled
+  }
+  return list;
+}
+
 double Seconds(const OperatorWork& work, const OperatorRates& rates, const Rates& flat) {
   double rate = rates.At(work.op, work.size, work.width);
   if (rate <= 0 && work.op == Operator::kProducts) rate = flat.products;

@@ -99,6 +99,11 @@ LayerOperators OperatorsOf(const ModelShape& shape, const Tuning& tuning, const 
 std::vector<OperatorWork> HeadOperators(const ModelShape& shape, const Tuning& tuning, int64_t rows,
                                         int64_t embedded, const PassShape& pass);
 
+// Ranking `rows` rows of the stream: by their length, and with `width` above 0 by a network whose
+// first layer has so many neurons. `reads_stream` false: by neither.
+std::vector<OperatorWork> SelectionOperators(const ModelShape& shape, double rows, int64_t width,
+                                             bool reads_stream, const PassShape& pass);
+
 // What a device takes for it. An operator that `rates` does not know takes `flat`'s time where it
 // is counted in FLOP, else none.
 double Seconds(const OperatorWork& work, const OperatorRates& rates, const Rates& flat);

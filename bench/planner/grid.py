@@ -29,11 +29,13 @@ ATTENTION = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "qwen3": ["q_pro
 
 def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope=None, mlp="shared",
          documents=1, evaluates=False, checkpoints=False, tile=0, segment=0, layers=None, dtype="float32",
-         ranks=None, threads=1, rank=8, dropout=0.0):
+         ranks=None, threads=1, rank=8, dropout=0.0, by="random"):
     """One run: `documents` equal ones packed into sequences of `length` rows, or one. `layers`: policies by
-    layer in place of `policy`. `ranks`: RunSpec.parallel of two ranks."""
+    layer in place of `policy`. `ranks`: RunSpec.parallel of two ranks. `by`: RunSpec.tokens.policy, a table's with
+    its score behind a dash."""
     parts = [shape, str(length), policy, tuner]
     parts += [f"keep{keep}-{scope}" + ("" if mlp == "shared" else f"-mlp_{mlp}")] if scope else []
+    parts += [by] if by != "random" else []
     parts += [f"packed{documents}"] if documents > 1 else []
     parts += ["eval"] if evaluates else []
     parts += ["checkpoint"] if checkpoints else []
@@ -48,7 +50,7 @@ def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope
     return {"name": "/".join(parts), "shape": shape, "length": length, "policy": policy, "tuner": tuner,
             "keep": keep, "scope": scope, "mlp": mlp, "documents": documents, "evaluates": evaluates,
             "checkpoints": checkpoints, "tile": tile, "segment": segment, "layers": layers, "dtype": dtype,
-            "ranks": ranks, "threads": threads, "rank": rank, "dropout": dropout}
+            "ranks": ranks, "threads": threads, "rank": rank, "dropout": dropout, "by": by}
 
 
 POLICIES = ["all", "mlp", "attn_out", "input"]
@@ -109,6 +111,14 @@ def grid():
     cases += [case("llama-wide", 1024, threads=2), case("opt", 2048, "input", threads=2)]
     cases += [case("llama-gqa", 512, tuner="full", ranks={"data": 2, "shard": shard})
               for shard in ("none", "optimizer", "gradients", "parameters")]
+    # What rows are chosen by, where layers leave room for it to have the peak, and where they do not.
+    cases += [case(shape, 2048, "input", keep=0.3, scope="stack", by=by) for shape in ("llama-wide", "opt")
+              for by in ("norm", "predictor", "table-attention", "table-loss", "table-entropy")]
+    cases += [case("llama-wide", 2048, "mlp", keep=0.5, scope="layer", mlp=mlp, by="predictor")
+              for mlp in ("shared", "own")]
+    cases += [case("llama-gqa", 2048, keep=0.5, scope="nested", by="predictor"),
+              case("llama-gqa", 4096, documents=4, keep=0.5, scope="group", mlp="off"),
+              case("llama-wide", 2048, "input", keep=0.3, scope="stack", by="predictor", dtype="bfloat16")]
     return cases
 
 
@@ -195,9 +205,14 @@ def run_spec(one, model, rows, held_out, scratch):
         "memory": memory, "output": {"dir": str(scratch / "out")}, "device": "cpu",
         **({"parallel": one["ranks"]} if one["ranks"] else {})}
     if one["scope"]:
-        spec["tokens"] = {"policy": "random", "keep": [one["keep"]], "scope": one["scope"], "layers": "all"}
-        if one["scope"] == "layer":
+        by, _, score = one["by"].partition("-")
+        spec["tokens"] = {"policy": by, "keep": [one["keep"]], "scope": one["scope"], "layers": "all"}
+        if one["scope"] in ("layer", "group"):
             spec["tokens"]["mlp"] = one["mlp"]
+        if score:
+            spec["tokens"]["table_score"] = score
+        if by == "predictor":
+            spec["tokens"]["predictor"] = str(scratch / "trained" / "predictor")
     if one["evaluates"]:
         spec["data"]["eval"] = [{"path": str(held_out), "format": "text"}]
         spec["eval"] = {"max_sequences": 2}
@@ -206,6 +221,25 @@ def run_spec(one, model, rows, held_out, scratch):
     if one["checkpoints"]:
         spec["checkpoint"] = {"every_steps": 1, "keep_last": 1}
     return spec
+
+
+def predictor_spec(spec, scratch):
+    """The run that trains what `spec` (run_spec) names."""
+    return {"model": spec["model"], "data": spec["data"], "predictor": {}, "train": {"steps": 1},
+            "output": {"dir": str(scratch / "trained")}, "device": "cpu"}
+
+
+def chooser(one):
+    """A predictor's networks are of the default widths: 128, 128, 64, for q and for k."""
+    by, _, score = one["by"].partition("-")
+    if by != "predictor":
+        return {"by": by, **({"score": score} if score else {})}
+    heads = 1 if one["scope"] in ("stack", "nested") else LAYERS
+    hidden, element = SHAPES[one["shape"]]["hidden_size"], 4 if one["dtype"] == "float32" else 2
+    held = heads * 2 * (hidden * 128 * element + (256 * 128 + 128 * 64) * 4)
+    if one["mlp"] == "own":
+        held += LAYERS * (hidden * 64 * element + 65 * 4)
+    return {"by": by, "first_width": 256, "held_bytes": held}
 
 
 def question(one):
@@ -224,6 +258,7 @@ def question(one):
         "policies": one["layers"] or [one["policy"]] * LAYERS,
         "documents": [row] * one["documents"],
         "keep": one["keep"], "scope": one["scope"] or "dense", "mlp": one["mlp"], "block": BLOCK,
+        "chooser": chooser(one) if one["scope"] else {"by": "random"},
         "mlp_tile_rows": one["tile"], "loss_segment_rows": one["segment"],
         "evaluation_documents": [row] * min(2, one["documents"]) if one["evaluates"] else [],
         "checkpoints": one["checkpoints"],

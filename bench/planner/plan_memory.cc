@@ -4,8 +4,9 @@
 // In:  [{"config": {config.json of llama, qwen3 or opt}, "compute_type": "float32", "full": false,
 //        "dropout": false, "ranks": {"attention": 8, "mlp": 8},
 //        "policies": ["attn_out+offload", one a layer], "documents": [rows of each in the
-//        micro-batch], "scope": "dense" | "layer" | "nested" | "stack", "keep": 0.5,
-//        "mlp": "shared" | "off", "block": 64, "mlp_tile_rows": 0, "loss_segment_rows": 0,
+//        micro-batch], "scope": "dense" | "layer" | "group" | "nested" | "stack", "keep": 0.5,
+//        "mlp": "shared" | "own" | "off", "chooser": {"by": tokens.policy, "score": of a table,
+//        "first_width": 0, "held_bytes": 0 (of a predictor)}, "block": 64, "mlp_tile_rows": 0, "loss_segment_rows": 0,
 //        "evaluation_documents": [], "checkpoints": false, "tensor_ranks": 1, "sequence": false,
 //        "data_ranks": 1, "shard": "none" | ..., "threads": 1}]
 // Out: [{"low": {"weights": bytes, ..., "total": bytes}, "expected": {}, "high": {},
@@ -34,6 +35,8 @@ using lemo::planner::LayerMemory;
 using lemo::planner::MemoryForecast;
 using lemo::planner::MemoryOptions;
 using lemo::planner::ModelShape;
+using lemo::planner::RowChooser;
+using lemo::planner::ScoredRows;
 using lemo::planner::Sharding;
 using lemo::planner::Stored;
 using nlohmann::json;
@@ -65,6 +68,23 @@ ModelShape ShapeOf(const json& config) {
   return shape;
 }
 
+void SetChooser(const json& asked, bool stack, const KeptRows& all, MemoryOptions* options) {
+  const std::string by = asked.at("by");
+  RowChooser& chooser = options->chooser;
+  if (by == "norm") chooser.by = RowChooser::By::kNorm;
+  if (by == "predictor") chooser.by = RowChooser::By::kPredictor;
+  chooser.own_stream = stack && chooser.by != RowChooser::By::kPlace;
+  chooser.first_width = asked.value("first_width", 0);
+  chooser.held_bytes = asked.value("held_bytes", 0);
+  if (by != "table") return;
+  static const std::map<std::string, ScoredRows::By> kScores = {
+      {"attention", ScoredRows::By::kAttention},
+      {"loss", ScoredRows::By::kLoss},
+      {"entropy", ScoredRows::By::kEntropy}};
+  options->scored = {
+      .by = kScores.at(asked.at("score")), .rows = all.rows, .longest = all.longest};
+}
+
 MemoryOptions OptionsOf(const json& asked) {
   static const std::map<std::string, Stored> kStored = {{"input", Stored::kInput},
                                                         {"attn_out", Stored::kAttentionOut},
@@ -93,11 +113,12 @@ MemoryOptions OptionsOf(const json& asked) {
                     .attention = kept.rows,
                     .mlp = kept.rows,
                     .longest = kept.longest,
-                    .reserved = scope == "layer" || scope == "nested" ? kept.reserved : 0};
-  if (scope == "layer" && asked.at("mlp") == "off") {
-    layer.mlp = all.rows;
+                    .reserved = scope == "stack" || scope == "dense" ? 0 : kept.reserved};
+  if (asked.at("mlp") != "shared") {
+    if (asked.at("mlp") == "off") layer.mlp = all.rows;
     layer.separate = true;
   }
+  SetChooser(asked.at("chooser"), scope == "stack", all, &options);
   // A document's last row has no next one to predict.
   options.labelled = layer.stream - options.documents;
   for (std::string policy : asked.at("policies").get<std::vector<std::string>>()) {

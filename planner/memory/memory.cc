@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "planner/memory/choice_bytes.h"
 #include "planner/memory/layer_bytes.h"
 #include "planner/memory/meter.h"
 #include "planner/memory/parameters.h"
@@ -42,7 +43,7 @@ class Forecast {
   MemoryForecast Run();
 
  private:
-  int64_t Weights() const { return CountWeights(part_).all * e_; }
+  int64_t Weights() const { return CountWeights(part_).all * e_ + options_.chooser.held_bytes; }
   int64_t Trainable() const;
   int64_t SavedBy(const LayerMemory& asked) const {
     LayerMemory layer = asked;
@@ -67,11 +68,20 @@ class Forecast {
   // Highest of all layers; equal neighbours are looked at once.
   int64_t HighestForward() const;
   int64_t HighestBackward() const;
+  // Of a segment of the loss over so many labelled rows.
+  int64_t SegmentRows(int64_t labelled) const {
+    const int64_t wanted =
+        options_.loss_segment_rows > 0
+            ? options_.loss_segment_rows
+            : std::clamp<int64_t>(kSegmentBytes / (6 * part_.vocabulary), 1, kCpuSegmentRows);
+    return std::min(wanted, labelled);
+  }
   int64_t LossBytes(int64_t rows, int64_t labelled, bool gradient) const;
   int64_t NormWeightBytes(int64_t rows) const;
   int64_t EmbedBytes(int64_t rows) const;
 
   void AddSteps(int64_t snapshot, const char* forward, const char* backward);
+  void AddScores();
   void AddEvaluation(int64_t snapshot, const char* name);
   void AddPublishing();
   void Add(const char* name, int64_t transient, int64_t loss = 0) {
@@ -200,11 +210,7 @@ int64_t Forecast::HighestBackward() const {
 // gradient, and the gradients of both on the way back.
 int64_t Forecast::LossBytes(int64_t rows, int64_t labelled, bool gradient) const {
   const int64_t width = part_.embedding_width > 0 ? part_.embedding_width : part_.hidden;
-  const int64_t wanted =
-      options_.loss_segment_rows > 0
-          ? options_.loss_segment_rows
-          : std::clamp<int64_t>(kSegmentBytes / (6 * part_.vocabulary), 1, kCpuSegmentRows);
-  const int64_t segment = std::min(wanted, labelled);
+  const int64_t segment = SegmentRows(labelled);
   const bool shared = row_ranks_ > 1;
   const int64_t own = shared ? std::min(Own(rows), Own(segment) + 1) : segment;
   Meter meter(/*base=*/2 * 8);  // the sums of losses and of hits
@@ -297,7 +303,12 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
     before = layer.stream;
   }
   const int64_t stream = options_.stream_rows;
-  Add(forward, batch + std::max({entering, EmbedBytes(stream), HighestForward()}));
+  const int64_t choosing =
+      options_.chooser.by == RowChooser::By::kPlace
+          ? 0
+          : std::max(ChoiceBytes(part_, e_, options_.chooser, rows),
+                     options_.chooser.own_stream ? EmbedBytes(rows) : 0);
+  Add(forward, batch + std::max({entering, choosing, EmbedBytes(stream), HighestForward()}));
   Add("loss", batch, LossBytes(last, options_.labelled, /*gradient=*/true));
   // Where the embedding trains, the gradients of the rows of all ranks and those that have a word
   // here.
@@ -309,6 +320,28 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
   // The norm of a gradient is taken of a copy in fp64; the update has one tensor of the square
   // roots.
   Add("optimizer", batch + trained_.largest * 8);
+}
+
+// A table's numbers, before the first step: a pass of all rows with queries and keys that are not
+// turned, and the tables that turn nothing.
+void Forecast::AddScores() {
+  const ScoredRows& scored = options_.scored;
+  const int64_t rows = scored.rows;
+  if (rows == 0) return;
+  const int64_t batch = BatchBytes(rows, true) + rows * part_.hidden * e_;
+  const LayerScene scene =
+      SceneOf({.stream = rows, .attention = rows, .mlp = rows, .longest = scored.longest});
+  const int64_t heads = (part_.heads + part_.kv_heads) * part_.head_dim;
+  const int64_t scoring = rows * (part_.head_dim * kStatisticBytes + heads * e_);
+  Add("scores of blocks",
+      batch + std::max(EmbedBytes(rows), scoring + ForwardLayerBytes(scene, /*keep=*/false)));
+  if (scored.by == ScoredRows::By::kAttention) return;
+  int64_t loss = LossBytes(rows, rows, /*gradient=*/false);
+  // The logarithms of the shares, and their product with these.
+  if (scored.by == ScoredRows::By::kEntropy) {
+    loss += 2 * SegmentRows(rows) * part_.vocabulary * e_;
+  }
+  Add("scores of blocks, by the head", batch, loss);
 }
 
 void Forecast::AddEvaluation(int64_t snapshot, const char* name) {
@@ -347,6 +380,7 @@ MemoryForecast Forecast::Run() {
   const int64_t snapshot =
       options_.checkpoints ? 3 * CountTrained(options_.shape, options_.tuning).all * kMasterBytes
                            : 0;
+  AddScores();
   AddEvaluation(0, "evaluation");
   AddSteps(0, "forward", "backward");
   const size_t alone = forecast_.moments.size();

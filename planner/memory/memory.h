@@ -12,7 +12,7 @@
 // Between two layers nothing of a layer is alive but the arena, so layers of equal shape need
 // looking at once.
 //
-// Not modelled: choosing the rows (tables, predictors, true scores), `kv_all`, groups of layers.
+// Not modelled: choosing rows by true scores, and `kv_all`.
 #pragma once
 
 #include <algorithm>
@@ -60,11 +60,38 @@ struct LayerMemory {
   }
 };
 
+// What rows are chosen by, as far as bytes and seconds depend on it.
+struct RowChooser {
+  enum class By {
+    kPlace,      // chance, the place in the document, a table: nothing that is a tensor
+    kNorm,       // the length of the stream's rows
+    kPredictor,  // networks that read the stream
+  };
+  By by = By::kPlace;
+  // It reads a stream made for it: of the rows that may enter, or gathered where ranks share them.
+  bool own_stream = false;
+  // Of a predictor: its networks, held as long as the run; neurons of the first layer of the widest
+  // one, both paths together; a block's rows in one vector, not each by itself.
+  int64_t held_bytes = 0;
+  int64_t first_width = 0;
+  bool flat_slice = false;
+
+  bool operator==(const RowChooser&) const = default;
+};
+
 // A pass that keeps nothing: one micro-batch of an evaluation.
 struct EvaluationRows {
   int64_t rows = 0;
   int64_t longest = 0;   // rows of the longest document
   int64_t labelled = 0;  // rows that carry loss
+};
+
+// The pass of all rows before the run that makes a table of the blocks: one micro-batch of it.
+struct ScoredRows {
+  enum class By { kAttention, kLoss, kEntropy };
+  By by = By::kAttention;
+  int64_t rows = 0;
+  int64_t longest = 0;  // rows of the longest document
 };
 
 struct MemoryOptions {
@@ -88,6 +115,9 @@ struct MemoryOptions {
   int64_t labelled = 0;   // rows of the stream that carry loss
   int64_t documents = 1;  // of the micro-batch
 
+  RowChooser chooser;  // where rows are left out
+  ScoredRows scored;   // of the largest; no rows for none
+
   int64_t mlp_tile_rows = 0;      // 0: chosen as the trainer does on a CPU
   int64_t loss_segment_rows = 0;  // 0: likewise
   EvaluationRows evaluation;      // of the largest; no rows for none
@@ -103,7 +133,7 @@ struct MemoryOptions {
 
 // Bytes. `total` is the peak of the sum and no more than the sum of the peaks.
 struct CategoryBytes {
-  int64_t weights = 0;            // frozen parameters
+  int64_t weights = 0;            // frozen parameters, a predictor's among them
   int64_t trainable = 0;          // trainable parameters, gradients, optimizer state
   int64_t saved_activations = 0;  // what forward keeps for backward, streams included
   int64_t transient = 0;          // temporaries

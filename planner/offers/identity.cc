@@ -49,6 +49,23 @@ void AddShape(const ModelShape& s, Digest* digest) {
   }
 }
 
+// Nothing where chance or place choose, in all steps: such offers keep the ids they had.
+void AddChooser(const TokenChoice& choice, Digest* digest) {
+  const RowChooser& by = choice.chooser;
+  if (choice.mlp_own) digest->Add("mlp_own");
+  if (!(by == RowChooser())) {
+    for (const int64_t value : {static_cast<int64_t>(by.by), int64_t{by.own_stream}, by.held_bytes,
+                                by.first_width, int64_t{by.flat_slice}}) {
+      digest->Add(value);
+    }
+  }
+  if (choice.table) {
+    digest->Add("table");
+    digest->Add(static_cast<int64_t>(*choice.table));
+  }
+  if (choice.dense_share > 0) digest->Add(choice.dense_share);
+}
+
 }  // namespace
 
 std::string IdOf(const OfferRequest& request, const Offer& offer) {
@@ -100,6 +117,7 @@ std::string IdOf(const OfferRequest& request, const Offer& offer) {
     for (const double keep : choice.keep) digest.Add(keep);
     digest.Add(int64_t{choice.mlp_off});
     digest.Add(choice.block);
+    AddChooser(choice, &digest);
   }
   return digest.Text();
 }

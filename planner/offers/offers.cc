@@ -137,6 +137,16 @@ MemoryOptions Enumeration::MemoryOf(const Work& work, const RankSplit& split,
     memory.evaluation = {
         .rows = memory.batch_rows, .longest = longest, .labelled = memory.batch_rows};
   }
+  if (const TokenChoice* choice = ChoiceOf(work)) {
+    memory.chooser = choice->chooser;
+    memory.chooser.own_stream |= request_.sequence && split.tensor_ranks > 1 &&
+                                 choice->chooser.by != RowChooser::By::kPlace;
+    if (choice->table) {
+      memory.scored = {.by = *choice->table,
+                       .rows = memory.batch_rows,
+                       .longest = work.load.longest.front()};
+    }
+  }
   memory.publish_rows = std::min(kComparedRows, memory.batch_rows);
   memory.checkpoints = request_.checkpoints;
   memory.threads = request_.device.threads;
@@ -222,7 +232,7 @@ void Enumeration::AddPath(size_t work, const StepClock& clock, const RankSplit& 
 }
 
 void Enumeration::AddPaths(size_t work, const RankSplit& split) {
-  const StepClock clock(request_, works_[work].load, split);
+  const StepClock clock(request_, works_[work].load, split, ChoiceOf(works_[work]));
   std::vector<int64_t> seen;
   for (const int64_t wanted : request_.micro_batch_sequences) {
     // More than a rank has is the same as all that it has.
@@ -265,7 +275,7 @@ void Enumeration::Fill(const Work& work, MemoryOptions memory, int64_t micro_bat
   }
   offer->memory = ForecastMemory(memory);
   const StepClock clock(request_, work.load,
-                        {offer->tensor_ranks, offer->data_ranks, offer->sharding});
+                        {offer->tensor_ranks, offer->data_ranks, offer->sharding}, ChoiceOf(work));
   offer->step = clock.Step(offer->storage, micro_batches);
   offer->operators = clock.Operators(offer->storage, micro_batches);
   const double rows = static_cast<double>(work.load.rows) /
@@ -282,7 +292,8 @@ Offer Enumeration::OfRun(const Offer& run) const {
   work.load = WorkloadOf(request_, work.window, ChoiceOf(work));
   const RankSplit split{run.tensor_ranks, run.data_ranks, run.sharding};
   Offer offer = run;
-  const int64_t sequences = StepClock(request_, work.load, split).sequences_of_rank();
+  const int64_t sequences =
+      StepClock(request_, work.load, split, ChoiceOf(work)).sequences_of_rank();
   Fill(work, MemoryOf(work, split, run.micro_batch_sequences, run.loss_segment_rows),
        MicroBatches(work.load, sequences, run.micro_batch_sequences), &offer);
   offer.id = IdOf(request_, offer);

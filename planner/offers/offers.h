@@ -38,6 +38,7 @@ struct DataShape {
   bool packing = true;  // several documents share a sequence of the window's length
 };
 
+// kLayer: rows come back, be it behind one layer or behind a group of them.
 enum class Scope { kDense, kLayer, kNested, kStack };
 
 // One way of leaving rows out that the job allows.
@@ -47,11 +48,19 @@ struct TokenChoice {
   // equal with kStack. Empty for all.
   std::vector<double> keep;
   bool mlp_off = false;  // kLayer: the MLP computes all rows
+  bool mlp_own = false;  // kLayer: it computes rows of its own choice
   int64_t block = 64;
-  // What was measured for it: loss above the dense run's, in nats, and where that is written.
-  // Absent: not measured.
+  RowChooser chooser;
+  std::optional<ScoredRows::By> table;  // made before the run
+  // Share of the steps that compute all rows: those at the beginning and the end, and half of those
+  // between.
+  double dense_share = 0;
+  // What was measured for it: loss above the dense run's, in nats, where there is such a number, and
+  // in words what is known. Both absent: not measured.
   std::optional<double> loss_gap;
   std::string evidence;
+
+  bool separate() const { return mlp_off || mlp_own; }
 };
 
 // What a sum over so many ranks takes: `latency_seconds`, and the bytes that a ring sends.
@@ -116,6 +125,7 @@ struct OfferRequest {
   DataShape data;
   int64_t window = 0;                  // rows of a sequence at most
   std::vector<int64_t> short_windows;  // others that the job allows
+  std::string short_evidence;          // what is known of them, in words
   int64_t batch_sequences = 1;         // of one optimizer step
   int64_t steps = 1;
   double labelled_share = 1;  // of the rows; the rest carries no loss
@@ -147,6 +157,7 @@ struct StepSeconds {
   double replay = 0;    // what backward computes again
   double backward = 0;  // of layers
   double head = 0;      // head and loss, both ways
+  double selection = 0;  // choosing rows
   double optimizer = 0;
   double communication = 0;
   double offload = 0;

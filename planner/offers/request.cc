@@ -29,7 +29,16 @@ void CheckTokens(const OfferRequest& request, std::vector<std::string>* faults) 
     if (choice.scope == Scope::kStack && choice.keep.front() != choice.keep.back()) {
       fault("keep: must be the same in all layers");
     }
-    if (choice.scope != Scope::kLayer && choice.mlp_off) fault("mlp_off: is for scope layer");
+    if (choice.scope != Scope::kLayer && choice.separate()) {
+      fault(choice.mlp_off ? "mlp_off: is for scope layer" : "mlp_own: is for scope layer");
+    }
+    if (choice.mlp_off && choice.mlp_own) fault("mlp_own: excludes mlp_off");
+    if (!(choice.dense_share >= 0 && choice.dense_share <= 1)) {
+      fault("dense_share: must be in [0, 1]");
+    }
+    if (choice.chooser.by == RowChooser::By::kPredictor && choice.chooser.first_width < 1) {
+      fault("chooser.first_width: must be above 0");
+    }
   }
 }
 

@@ -62,14 +62,17 @@ LinkRate DeviceRates::LinkOf(int64_t ranks) const {
 }
 
 double StepSeconds::Foretold() const {
-  return forward + replay + backward + head + optimizer + communication + offload + overhead;
+  return forward + replay + backward + head + selection + optimizer + communication + offload +
+         overhead;
 }
 
 double StepSeconds::Total() const { return ratio * Foretold(); }
 
-StepClock::StepClock(const OfferRequest& request, const Workload& workload, const RankSplit& split)
+StepClock::StepClock(const OfferRequest& request, const Workload& workload, const RankSplit& split,
+                     const TokenChoice* choice)
     : request_(request),
       workload_(workload),
+      choice_(choice),
       split_(split),
       rates_(RatesOf(request.device, split.tensor_ranks * split.data_ranks)),
       tuning_(TuningOf(request.tuning)) {
@@ -126,6 +129,7 @@ StepClock::StepClock(const OfferRequest& request, const Workload& workload, cons
     backward_ += backward;
   }
   head_ = of_data_ * Price(Head());
+  selection_ = of_data_ * Price(Selection());
 }
 
 double StepClock::Price(const std::vector<OperatorWork>& work) const {
@@ -138,6 +142,12 @@ LayerOperators StepClock::OfLayer(const LayerRows& rows) const {
 
 std::vector<OperatorWork> StepClock::Head() const {
   return HeadOperators(request_.shape, tuning_, workload_.head_rows, workload_.rows, pass_);
+}
+
+std::vector<OperatorWork> StepClock::Selection() const {
+  if (choice_ == nullptr) return {};
+  return SelectionOperators(request_.shape, workload_.scored_rows, choice_->chooser.first_width,
+                            choice_->chooser.by != RowChooser::By::kPlace, pass_);
 }
 
 std::vector<OperatorWork> StepClock::Update(int64_t micro_batches) const {
@@ -223,7 +233,8 @@ double StepClock::Seconds(const Sums& sums) const {
 }
 
 StepSeconds StepClock::Step(std::span<const LayerStorage> storage, int64_t micro_batches) const {
-  StepSeconds step{.forward = forward_, .backward = backward_, .head = head_, .ratio = ratio_};
+  StepSeconds step{.forward = forward_, .backward = backward_, .head = head_, .selection = selection_,
+                   .ratio = ratio_};
   for (size_t l = 0; l < storage.size(); ++l) {
     const int i = static_cast<int>(storage[l].stored);
     step.forward += layers_[l].kept[i];
@@ -260,6 +271,7 @@ std::vector<OperatorSeconds> StepClock::Operators(std::span<const LayerStorage> 
     if (storage[l].offload) offloaded += layers_[l].copies[i];
   }
   add(Head(), of_data_);
+  add(Selection(), of_data_);
   add(Update(micro_batches), 1);
   std::vector<OperatorSeconds> operators;
   for (auto& [op, sum] : of) {

@@ -18,10 +18,12 @@ struct RankSplit {
 };
 
 // Prices one workload on one split; what layers store and how many micro-batches a step has may
-// differ between calls. `request` and `workload` outlive it.
+// differ between calls. All references outlive it.
 class StepClock {
  public:
-  StepClock(const OfferRequest& request, const Workload& workload, const RankSplit& split);
+  // `choice` is what the workload was made with.
+  StepClock(const OfferRequest& request, const Workload& workload, const RankSplit& split,
+            const TokenChoice* choice = nullptr);
 
   // What storing a layer this way adds to a step, beyond keeping everything on the device.
   double StorageSeconds(int64_t layer, const LayerStorage& storage) const;
@@ -53,6 +55,7 @@ class StepClock {
   double Price(const std::vector<OperatorWork>& work) const;
   LayerOperators OfLayer(const LayerRows& rows) const;
   std::vector<OperatorWork> Head() const;
+  std::vector<OperatorWork> Selection() const;
   std::vector<OperatorWork> Update(int64_t micro_batches) const;
   bool SumsAgain(int64_t layer, const LayerStorage& storage) const;
   Sums SumsOf(std::span<const LayerStorage> storage, int64_t micro_batches) const;
@@ -60,6 +63,7 @@ class StepClock {
 
   const OfferRequest& request_;
   const Workload& workload_;
+  const TokenChoice* choice_;
   RankSplit split_;
   SharedRates rates_;  // of one of its ranks
   double ratio_ = 1;
@@ -67,7 +71,7 @@ class StepClock {
   PassShape pass_;
   int64_t sequences_ = 0;
   double of_data_ = 0;  // share of the workload that a step of the fullest rank has
-  double forward_ = 0, backward_ = 0, head_ = 0;
+  double forward_ = 0, backward_ = 0, head_ = 0, selection_ = 0;
   std::vector<Layer> layers_;
 };
 

@@ -18,6 +18,39 @@ KeptRows Kept(int64_t length, double keep, int64_t block) {
 
 int64_t Ceil(double value) { return static_cast<int64_t>(std::ceil(value - 1e-9)); }
 
+// Rows that choices look at in `count` documents of so many: those of the stream at hand, once for
+// every network or norm that ranks them.
+double ScoredRowsOf(const TokenChoice& choice, int64_t length, int64_t count) {
+  double rows = 0, share = 1;
+  for (const double keep : choice.keep) {
+    if (choice.scope == Scope::kLayer) {
+      if (keep < 1) rows += static_cast<double>(choice.mlp_own ? 2 * length : length);
+    } else if (keep < share) {
+      rows += static_cast<double>(Kept(length, share, choice.block).rows);
+      share = keep;
+    }
+  }
+  return rows * static_cast<double>(count);
+}
+
+// Of a run that computes all rows in `share` of its steps the mean step, and the largest one.
+void AddDenseSteps(double share, const Workload& dense, Workload* work) {
+  const auto mean = [share](auto sparse, auto of_all) {
+    return (1 - share) * static_cast<double>(sparse) + share * static_cast<double>(of_all);
+  };
+  for (size_t l = 0; l < work->layers.size(); ++l) {
+    LayerRows& layer = work->layers[l];
+    layer.attention = Ceil(mean(layer.attention, dense.layers[l].attention));
+    layer.mlp = Ceil(mean(layer.mlp, dense.layers[l].mlp));
+    layer.pairs = mean(layer.pairs, dense.layers[l].pairs);
+  }
+  work->scored_rows *= 1 - share;
+  work->head_rows = Ceil(mean(work->head_rows, dense.head_rows));
+  work->kept_share = mean(work->kept_share, dense.kept_share);
+  work->most_kept = dense.most_kept;
+  work->longest_kept = dense.longest_kept;
+}
+
 }  // namespace
 
 Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoice* choice) {
@@ -43,6 +76,7 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
     }
     int64_t last = length;  // rows of the stream behind the last layer
     double before = -1;
+    if (choice != nullptr) work.scored_rows += ScoredRowsOf(*choice, length, count);
     for (int64_t l = 0; l < layers; ++l) {
       const double keep = choice != nullptr && !choice->keep.empty() ? choice->keep[l] : 1.0;
       LayerRows& sums = work.layers[l];
@@ -60,7 +94,7 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
         sums.attention += kept * count;
         sums.mlp += mlp * count;
         sums.pairs += CausalPairs(kept) * static_cast<double>(count);
-        sums.separate = mlp != kept || sums.separate;
+        sums.separate |= mlp != kept || (choice != nullptr && choice->mlp_own && kept < length);
         // Else what is left out is not in the stream any more.
         sums.indexed |= choice != nullptr && choice->scope == Scope::kLayer && kept < length;
         work.most_kept[l] = std::max(
@@ -85,6 +119,9 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
              (static_cast<double>(full.rows) / static_cast<double>(full.sequences));
   }
   work.kept_share = std::min(1.0, share);
+  if (choice != nullptr && choice->dense_share > 0) {
+    AddDenseSteps(choice->dense_share, WorkloadOf(request, window, nullptr), &work);
+  }
   return work;
 }
 
@@ -114,7 +151,7 @@ std::vector<LayerMemory> LargestLayers(const OfferRequest& request, const Worklo
                       .stream = own_stream ? rows : kept,
                       .attention = kept,
                       .mlp = choice != nullptr && choice->mlp_off ? rows : kept,
-                      .separate = choice != nullptr && choice->mlp_off && kept < rows,
+                      .separate = choice != nullptr && choice->separate() && kept < rows,
                       .longest = std::min(kept, workload.longest_kept[l])});
   }
   return layers;

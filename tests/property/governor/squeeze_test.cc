@@ -22,6 +22,7 @@
 #include "worker/train/loop/memory_governor.h"
 #include "worker/train/memory/counting_allocator.h"
 #include "worker/train/spec/spec.h"
+#include "worker/train/tokens/policy/predictor.h"
 
 namespace lemo::train {
 namespace {
@@ -114,12 +115,12 @@ Trial RandomTrial(uint64_t seed, bool may_drop_rows, int64_t steps = kSteps) {
   spec.mutable_train()->set_seed(static_cast<uint32_t>(seed));
   if (may_drop_rows && random() % 3) {
     lemo::v1::TokensSpec& tokens = *spec.mutable_tokens();
-    tokens.set_policy(Pick<std::string>({"random", "recency", "norm"}, &random));
-    tokens.set_scope(Pick<std::string>({"stack", "nested", "layer"}, &random));
+    tokens.set_policy(Pick<std::string>({"random", "recency", "norm", "predictor"}, &random));
+    tokens.set_scope(Pick<std::string>({"stack", "nested", "layer", "group"}, &random));
     tokens.add_keep(Pick<double>({0.3, 0.6, 1.0}, &random));
     tokens.set_block(16);
     tokens.set_keep_labels(random() % 2 == 0);
-    if (tokens.scope() == "layer") {
+    if (tokens.scope() == "layer" || tokens.scope() == "group") {
       tokens.set_mlp(Pick<std::string>({"shared", "off", "own"}, &random));
     }
     if (random() % 3 == 0) tokens.set_anneal_steps(3);
@@ -137,6 +138,25 @@ Trial RandomTrial(uint64_t seed, bool may_drop_rows, int64_t steps = kSteps) {
     }
   }
   return trial;
+}
+
+// One that was never trained, of networks wide enough that what they take is seen.
+absl::Status WriteDrawnPredictor(const lemo::v1::TokensSpec& spec, const DecoderConfig& config,
+                                 const std::filesystem::path& dir) {
+  Violations violations;
+  const TokenSettings settings = MakeTokenSettings(spec, config.layers, &violations);
+  const PredictorUse use = PredictorUseOf(settings, config);
+  Predictor predictor;
+  PredictorCard& card = predictor.card;
+  card.base = use.base;
+  card.shape = {.hidden = config.hidden, .block = use.block, .r1 = 64, .r2 = 16, .p = 8};
+  for (const std::string& head : use.heads) {
+    predictor.heads.emplace(head, DrawAttentionPredictor(card.shape, 1, head));
+  }
+  for (const int64_t layer : use.mlp) {
+    predictor.mlp.emplace(layer, DrawMlpPredictor(config.hidden, 1, absl::StrCat("mlp.", layer)));
+  }
+  return WritePredictor(predictor, dir);
 }
 
 struct Outcome {
@@ -201,6 +221,12 @@ class Squeeze : public ::testing::Test {
     inputs.config = trial.config;
     lemo::v1::RunSpec& spec = inputs.spec;
     spec.mutable_output()->set_dir(dir_.string());
+    if (spec.tokens().policy() == "predictor") {
+      const std::filesystem::path predictor = dir_ / "predictor";
+      const absl::Status written = WriteDrawnPredictor(spec.tokens(), trial.config, predictor);
+      if (!written.ok()) return written;
+      spec.mutable_tokens()->set_predictor(predictor.string());
+    }
     if (budget > 0) spec.mutable_memory()->set_budget_bytes(budget);
     const Compute compute{.device = at::kCPU, .type = trial.type};
     const std::unique_ptr<Gang> gang = Gang::Alone();
@@ -209,7 +235,8 @@ class Squeeze : public ::testing::Test {
     std::unique_ptr<MemoryGovernor> governor;
     if (budget > 0) {
       absl::StatusOr<std::unique_ptr<MemoryGovernor>> made = MemoryGovernor::Create(
-          inputs, compute, trial.micro_rows_max, {.train_rows = trial.longest}, *gang, reporter);
+          inputs, compute, {.train_rows = trial.longest, .micro_rows = trial.micro_rows_max}, *gang,
+          reporter);
       if (!made.ok()) return made.status();
       governor = *std::move(made);
     }

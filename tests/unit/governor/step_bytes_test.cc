@@ -111,6 +111,41 @@ TEST(StepBytes, FewerRowsTakeLess) {
   }
 }
 
+TEST(StepBytes, HaveWhatRowsAreChosenBy) {
+  const std::vector<std::string> half = {"tokens.policy=random", "tokens.keep=[0.5]"};
+  std::vector<std::string> by_predictor = half;
+  by_predictor.push_back("tokens.policy=predictor");
+  const StepModel chance = ModelOf(half);
+  const auto with = [&](const PredictorFacts& facts) {
+    return *StepModelOf(SpecOf(by_predictor), SmallLlama(), /*element_bytes=*/4, /*threads=*/2,
+                        /*own_memory=*/false, facts);
+  };
+  // Its networks are held as weights are.
+  const StepModel narrow = with({.held_bytes = 12345, .first_width = 8});
+  EXPECT_EQ(WeightBytes(narrow), WeightBytes(chance) + 12345);
+  // What passes grows with the width once choosing is more than any layer takes.
+  const StepModel wide = with({.held_bytes = 12345, .first_width = 100000});
+  constexpr int32_t kRows = 1024;
+  const int64_t choosing = kRows * (4 * 100000 + 4 * SmallLlama().hidden + 4 * 4);
+  const int64_t passing = NeedOfDocument(wide, kRows, Stored::kInput).passing;
+  EXPECT_GT(passing, choosing);
+  EXPECT_LT(passing, choosing + (1 << 18));
+  EXPECT_EQ(NeedOfDocument(narrow, kRows, Stored::kInput).passing,
+            NeedOfDocument(chance, kRows, Stored::kInput).passing);
+}
+
+TEST(StepBytes, ATableIsMadeByAPassOfAllRows) {
+  const StepModel chance = ModelOf({"tokens.policy=random", "tokens.keep=[0.5]"});
+  EXPECT_EQ(ScoresNeed(chance, 1024, 1024).total(), 0);
+  const auto scoring = [](const char* score) {
+    const StepModel model = ModelOf({"tokens.policy=table", "tokens.keep=[0.5]",
+                                     absl::StrCat("tokens.table_score=", score)});
+    return ScoresNeed(model, 1024, 1024).total();
+  };
+  EXPECT_GT(scoring("attention"), EvaluationNeed(chance, 1024, 1024).passing);
+  EXPECT_GT(scoring("entropy"), scoring("loss"));
+}
+
 TEST(StepBytes, ASharedStreamIsDivided) {
   const StepModel plain = ModelOf({"parallel.tensor=2"});
   const StepModel shared = ModelOf({"parallel.tensor=2", "parallel.sequence=true"});

@@ -107,11 +107,73 @@ TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
   EXPECT_THAT(request.tokens[0].keep, ElementsAre(0.5, 0.5, 0.5, 0.5));
   // Beside it the window of as few rows.
   EXPECT_THAT(request.short_windows, ElementsAre(512));
-  const absl::StatusOr<OfferRequest> grouped = PlanRequestOf(
-      SpecOf({{"tokens", {{"policy", "random"}, {"scope", "group"}, {"keep", {0.5}}}}}),
-      SmallLlama(), Facts());
-  EXPECT_EQ(grouped.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(grouped.status().message()), HasSubstr("scope group"));
+  // What the study found of both is quoted, and not taken for this model's.
+  for (const std::string& known : {request.tokens[0].evidence, request.short_evidence}) {
+    EXPECT_THAT(known, testing::StartsWith("not measured on this model; the study of "));
+  }
+  EXPECT_FALSE(request.tokens[0].loss_gap);
+  for (const auto& [name, value] :
+       {std::pair<const char*, nlohmann::json>{"mode", "threshold"}, {"kv_all", true},
+        {"policy", "oracle"}}) {
+    nlohmann::json tokens = {{"policy", "random"}, {"scope", "layer"}, {"threshold", {0.1}}};
+    tokens[name] = value;
+    const absl::StatusOr<OfferRequest> refused =
+        PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), Facts());
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << name;
+    EXPECT_THAT(std::string(refused.status().message()), HasSubstr("cannot be planned")) << name;
+  }
+}
+
+planner::TokenChoice ChoiceOf(const nlohmann::json& tokens, const PlanFacts& facts = Facts()) {
+  const absl::StatusOr<OfferRequest> request =
+      PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), facts);
+  EXPECT_TRUE(request.ok()) << request.status();
+  return request.ok() && !request->tokens.empty() ? request->tokens[0] : planner::TokenChoice();
+}
+
+TEST(PlanRequest, HasWhatRowsAreChosenBy) {
+  using By = planner::RowChooser::By;
+  const planner::TokenChoice norm =
+      ChoiceOf({{"policy", "norm"}, {"scope", "layer"}, {"mlp", "own"}, {"keep", {0.5}}});
+  EXPECT_EQ(norm.chooser, (planner::RowChooser{.by = By::kNorm}));
+  EXPECT_TRUE(norm.mlp_own);
+  // Groups take the rows of layers that choose.
+  const planner::TokenChoice group =
+      ChoiceOf({{"policy", "random"}, {"scope", "group"}, {"keep", {0.5}}});
+  EXPECT_EQ(group.scope, planner::Scope::kLayer);
+  EXPECT_EQ(group.chooser, planner::RowChooser());
+  EXPECT_FALSE(group.table);
+  const planner::TokenChoice table =
+      ChoiceOf({{"policy", "table"}, {"table_score", "entropy"}, {"keep", {0.5}}});
+  EXPECT_EQ(table.table, planner::ScoredRows::By::kEntropy);
+  EXPECT_EQ(table.chooser, planner::RowChooser());
+}
+
+TEST(PlanRequest, CountsThePredictorThatIsThereOrOneOfTheDefaultWidths) {
+  const nlohmann::json tokens = {{"policy", "predictor"}, {"scope", "stack"}, {"keep", {0.5}}};
+  const planner::TokenChoice expected = ChoiceOf(tokens);
+  // One network: two paths of 256 x 128, 128 x 256 and 64 x 128.
+  EXPECT_EQ(expected.chooser.first_width, 256);
+  EXPECT_EQ(expected.chooser.held_bytes, 2 * 4 * (256 * 128 + 128 * 256 + 64 * 128));
+  EXPECT_TRUE(expected.chooser.own_stream);
+  EXPECT_EQ(expected.evidence, "");
+  PlanFacts facts = Facts();
+  facts.predictor = {.held_bytes = 1000, .first_width = 48, .recall = 0.71};
+  const planner::TokenChoice known = ChoiceOf(tokens, facts);
+  EXPECT_EQ(known.chooser.first_width, 48);
+  EXPECT_EQ(known.chooser.held_bytes, 1000);
+  EXPECT_THAT(known.evidence, HasSubstr("71 %"));
+}
+
+TEST(PlanRequest, StepsOfAllRowsAreAShareOfTheRun) {
+  const nlohmann::json half = {{"policy", "random"}, {"keep", {0.5}}};
+  EXPECT_EQ(ChoiceOf(half).dense_share, 0);
+  nlohmann::json tokens = half;
+  tokens["warmup_steps"] = 1;
+  tokens["anneal_steps"] = 4;
+  EXPECT_EQ(ChoiceOf(tokens).dense_share, 0.3);  // of 10 steps
+  tokens["cooldown_steps"] = 20;
+  EXPECT_EQ(ChoiceOf(tokens).dense_share, 1);
 }
 
 TEST(PlanRequest, AWindowIsNotShorterThanADocumentThatCannotBeSplit) {
@@ -202,7 +264,7 @@ TEST(PlanMessage, IsTheOffers) {
     EXPECT_EQ(layers, request.shape.layers);
     dense |= offer.token_choice < 0 && message.overrides().tokens().policy() == "dense";
     left_out |= offer.token_choice >= 0 && !message.overrides().has_tokens() &&
-                message.quality() == "not measured";
+                message.quality().starts_with("not measured on this model; the study");
 
     lemo::v1::RunSpec by_text = SpecOf(sparse);
     Violations violations;

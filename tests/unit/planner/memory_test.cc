@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "planner/memory/choice_bytes.h"
 #include "planner/memory/kept_rows.h"
 #include "planner/memory/layer_bytes.h"
 #include "planner/memory/parameters.h"
@@ -222,6 +223,38 @@ TEST(Forecast, MoreRowsNeverTakeLess) {
       before = bytes;
     }
   }
+}
+
+TEST(ChoiceBytes, ByHand) {
+  using By = RowChooser::By;
+  const ModelShape shape = Llama3();
+  constexpr int64_t kRows = 1000;
+  EXPECT_EQ(ChoiceBytes(shape, 2, {}, kRows), 0);
+  EXPECT_EQ(ChoiceBytes(shape, 2, {.by = By::kNorm}, kRows), kRows * (4 + 4));
+  // Rows by the networks' width in the compute type, and four fp32 numbers a row.
+  const RowChooser predictor{.by = By::kPredictor, .first_width = 256};
+  EXPECT_EQ(ChoiceBytes(shape, 2, predictor, kRows), kRows * (256 * 2 + 4 * 4));
+  RowChooser own = predictor;
+  own.own_stream = true;
+  EXPECT_EQ(ChoiceBytes(shape, 2, own, kRows),
+            ChoiceBytes(shape, 2, predictor, kRows) + kRows * shape.hidden * 2);
+  // LayerNorm's mean and offsets do not wait for the pooling.
+  ModelShape opt = shape;
+  opt.layer_norm = true;
+  EXPECT_GT(ChoiceBytes(opt, 2, predictor, kRows), ChoiceBytes(shape, 2, predictor, kRows));
+}
+
+TEST(Forecast, ChoosingRowsIsAMomentOfForwardAndItsNetworksAreWeights) {
+  const MemoryOptions chance = Dense(Llama3(), 2048);
+  MemoryOptions predictor = chance;
+  predictor.chooser = {
+      .by = RowChooser::By::kPredictor, .held_bytes = 5000, .first_width = 1 << 20};
+  const MemoryForecast before = ForecastMemory(chance), after = ForecastMemory(predictor);
+  EXPECT_EQ(after.expected.weights, before.expected.weights + 5000);
+  EXPECT_GT(after.expected.transient, int64_t{4} * 2048 << 20);
+  MemoryOptions table = chance;
+  table.scored = {.rows = 2048, .longest = 2048};
+  EXPECT_EQ(ForecastMemory(table).moments.front().name, "scores of blocks");
 }
 
 TEST(KeepRows, CountsAsTheSelectionDoes) {

@@ -230,6 +230,45 @@ TEST(Workload, ShortDocumentsBoundWhatASequenceKeeps) {
             2048);
 }
 
+TEST(Workload, StepsOfAllRowsAreInTheMeanStepAndBoundTheLargest) {
+  OfferRequest request = Request();
+  TokenChoice half = Half();
+  const Workload sparse = WorkloadOf(request, 4096, &half);
+  const Workload dense = WorkloadOf(request, 4096, nullptr);
+  half.dense_share = 0.25;
+  const Workload mixed = WorkloadOf(request, 4096, &half);
+  EXPECT_NEAR(mixed.layers[0].pairs, 0.75 * sparse.layers[0].pairs + 0.25 * dense.layers[0].pairs,
+              1e-6 * dense.layers[0].pairs);
+  EXPECT_EQ(mixed.most_kept, dense.most_kept);
+  EXPECT_NEAR(mixed.kept_share, 0.75 * sparse.kept_share + 0.25, 1e-9);
+}
+
+TEST(Workload, CountsTheRowsThatChoicesLookAt) {
+  const OfferRequest request = Request();
+  constexpr double kRows = 4096.0 * 100;
+  TokenChoice choice = Half();
+  EXPECT_EQ(WorkloadOf(request, 4096, &choice).scored_rows, kRows);
+  choice.scope = Scope::kLayer;
+  EXPECT_EQ(WorkloadOf(request, 4096, &choice).scored_rows, 8 * kRows);
+  // Where rows leave for good, the second choice is among those that stayed.
+  choice.scope = Scope::kNested;
+  choice.keep = {1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25};
+  EXPECT_EQ(WorkloadOf(request, 4096, &choice).scored_rows, 1.5 * kRows);
+}
+
+TEST(StepTime, ChoosingRowsByANetworkTakesItsProducts) {
+  const OfferRequest request = Request();
+  TokenChoice choice = Half();
+  const Workload work = WorkloadOf(request, 4096, &choice);
+  const std::vector<LayerStorage> storage(8);
+  EXPECT_EQ(StepClock(request, work, {}, &choice).Step(storage, 4).selection, 0);
+  choice.chooser = {.by = RowChooser::By::kPredictor, .first_width = 256};
+  const StepSeconds step = StepClock(request, work, {}, &choice).Step(storage, 4);
+  EXPECT_NEAR(step.selection, 2.0 * 4 * 4096 * 1024 * 256 / 1e11, 1e-9);
+  EXPECT_NEAR(step.Foretold() - step.selection,
+              StepClock(request, work, {}).Step(storage, 4).Foretold(), 1e-9);
+}
+
 TEST(StepTime, AddsUpTheWorkOfTheCostModel) {
   const OfferRequest request = Request();
   const Workload work = WorkloadOf(request, 4096, nullptr);

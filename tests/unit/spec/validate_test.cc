@@ -243,11 +243,12 @@ TEST(ValidateRunSpec, ABudgetIsForWhatCanBeForecast) {
               ElementsAre("memory.budget_bytes: must be at least 1, got 0"));
   EXPECT_THAT(FaultsWith({"memory.budget_bytes=9", "tokens.policy=norm", "tokens.scope=layer"}),
               IsEmpty());
+  for (const std::string policy : {"table", "predictor"}) {
+    EXPECT_THAT(FaultsWith({"memory.budget_bytes=9", "tokens.policy=" + policy}), IsEmpty());
+  }
   for (const std::vector<std::string>& other :
        std::vector<std::vector<std::string>>{{"tokens.policy=oracle"},
-                                             {"tokens.policy=table"},
-                                             {"tokens.policy=predictor"},
-                                             {"tokens.policy=random", "tokens.scope=group"},
+                                             {"tokens.policy=random", "tokens.kv_all=true"},
                                              {"model.compute_type=float64"}}) {
     std::vector<std::string> assignments = {"memory.budget_bytes=9"};
     assignments.insert(assignments.end(), other.begin(), other.end());

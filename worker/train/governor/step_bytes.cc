@@ -15,6 +15,7 @@ using planner::LayerMemory;
 using planner::LayerStorage;
 using planner::MemoryForecast;
 using planner::MemoryOptions;
+using planner::RowChooser;
 using planner::Stored;
 
 // The rows of a micro-batch as its layers see them.
@@ -55,7 +56,7 @@ PieceRows RowsOf(const StepModel& model, std::span<const int32_t> starts,
       kept = l > 0 && keep[l] == keep[l - 1] ? piece.layers.back().attention
                                              : MostRows(layout, always, select);
     }
-    const bool own_stream = tokens.scope == Scope::kLayer;
+    const bool own_stream = tokens.RowsComeBack();
     const bool all_mlp = tokens.mlp == MlpRows::kAll;
     piece.layers.push_back({.stream = own_stream ? piece.rows : kept,
                             .attention = kept,
@@ -107,7 +108,8 @@ StepNeed StreamAlone(const StepModel& model, const MemoryForecast& forecast, int
 }  // namespace
 
 absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const DecoderConfig& config,
-                                      int64_t element_bytes, int64_t threads, bool own_memory) {
+                                      int64_t element_bytes, int64_t threads, bool own_memory,
+                                      const std::optional<PredictorFacts>& predictor) {
   StepModel model;
   Violations violations;
   model.tokens = MakeTokenSettings(spec.tokens(), config.layers, &violations);
@@ -140,6 +142,10 @@ absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const Decod
   memory.publish_rows = 0;
   memory.threads = facts.device.threads;
   memory.own_memory = own_memory;
+  if (!model.tokens.dense()) {
+    memory.chooser = ChooserOf(model.tokens, config, element_bytes, predictor);
+    memory.chooser.own_stream |= memory.sequence && memory.chooser.by != RowChooser::By::kPlace;
+  }
   const planner::AdapterRanks& ranks = request.tuning.adapters;
   model.tuning = {.full = request.tuning.full,
                   .attention_rank = (ranks.q + ranks.k + ranks.v + ranks.o + 3) / 4,
@@ -161,15 +167,7 @@ StepNeed NeedOf(const StepModel& model, std::span<const int32_t> document_starts
   options.stream_rows = options.rows_max = piece.stream;
   options.labelled = std::max<int64_t>(1, piece.labelled);
   options.documents = piece.documents;
-  StepNeed need = NeedIn(planner::ForecastMemory(options));
-  if (model.tokens.policy == "norm") {
-    // Its scores: the stream that they are taken of, where it is not the pass's own, and one number
-    // a row.
-    const bool own_stream = model.tokens.scope == Scope::kStack || options.sequence;
-    const int64_t row = own_stream ? options.shape.hidden * options.element_bytes : 0;
-    need.passing += piece.rows * (row + 8);
-  }
-  return need;
+  return NeedIn(planner::ForecastMemory(options));
 }
 
 planner::Work WorkOf(const StepModel& model, std::span<const int32_t> document_starts,
@@ -196,6 +194,16 @@ planner::Work WorkOf(const StepModel& model, std::span<const int32_t> document_s
 
 StepNeed EvaluationNeed(const StepModel& model, int64_t rows, int64_t longest) {
   return StreamAlone(model, planner::ForecastMemory(PassOf(model, rows, longest)), rows);
+}
+
+StepNeed ScoresNeed(const StepModel& model, int64_t rows, int64_t longest) {
+  const std::optional<planner::ScoredRows::By> by = TableOf(model.tokens);
+  if (!by) return {};
+  MemoryOptions options = PassOf(model, rows, longest);
+  options.evaluation = {};
+  options.rows_max = 1;
+  options.scored = {.by = *by, .rows = rows, .longest = longest};
+  return NeedIn(planner::ForecastMemory(options));
 }
 
 StepNeed PublishNeed(const StepModel& model, int64_t rows, bool merge) {

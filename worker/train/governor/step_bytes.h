@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include "worker/train/data/split.h"
 #include "worker/train/governor/ladder.h"
 #include "worker/train/model/family/decoder_config.h"
+#include "worker/train/plan/row_chooser.h"
 #include "worker/train/tokens/settings.h"
 
 namespace lemo::train {
@@ -35,7 +37,8 @@ struct StepModel {
 // `spec` is effective, its parallel part that of the gang. InvalidArgument as PlanRequestOf (the
 // choices of rows excepted: ValidateRunSpec has refused those that are not known here).
 absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const DecoderConfig& config,
-                                      int64_t element_bytes, int64_t threads, bool own_memory);
+                                      int64_t element_bytes, int64_t threads, bool own_memory,
+                                      const std::optional<PredictorFacts>& predictor = {});
 
 // Bytes of one rank, at most.
 struct StepNeed {
@@ -55,6 +58,8 @@ planner::Work WorkOf(const StepModel& model, std::span<const int32_t> document_s
 
 // Of an evaluation's micro-batch of `rows` rows, the longest document having `longest`.
 StepNeed EvaluationNeed(const StepModel& model, int64_t rows, int64_t longest);
+// Of the pass that a table of the blocks is made in, of `rows` rows; nothing for other policies.
+StepNeed ScoresNeed(const StepModel& model, int64_t rows, int64_t longest);
 // Of publishing, with `rows` rows to compare by.
 StepNeed PublishNeed(const StepModel& model, int64_t rows, bool merge);
 // Of the copy that one of so many ranks writes its part of a checkpoint from, at most.

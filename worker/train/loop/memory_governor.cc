@@ -10,6 +10,7 @@
 #include "common/format.h"
 #include "common/status_macros.h"
 #include "worker/train/loop/budget_file.h"
+#include "worker/train/loop/predictor_run.h"
 #include "worker/train/tape/storage_policy.h"
 
 namespace lemo::train {
@@ -99,15 +100,15 @@ int64_t RowsWithin(const StepModel& model, const Ladder& ladder, int64_t rows, i
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MemoryGovernor>> MemoryGovernor::Create(
-    const Inputs& inputs, const Compute& compute, int64_t micro_rows_max, const Least& least,
-    Gang& gang, Reporter& reporter) {
+    const Inputs& inputs, const Compute& compute, const Least& least, Gang& gang, Reporter& reporter) {
   const lemo::v1::MemorySpec& memory = inputs.spec.memory();
   const int64_t layers = inputs.config.layers;
   LEMO_ASSIGN_OR_RETURN(
       StepModel model,
       StepModelOf(inputs.spec, inputs.config, static_cast<int64_t>(c10::elementSize(compute.type)),
                   at::get_num_threads(),
-                  /*own_memory=*/!compute.device.is_cpu()));
+                  /*own_memory=*/!compute.device.is_cpu(),
+                  PredictorFactsOf(inputs, compute.type)));
   LEMO_ASSIGN_OR_RETURN(const std::vector<StoragePolicy> policies,
                         lemo::train::PoliciesOf(memory, layers));
   std::vector<LayerStorage> storage;
@@ -115,7 +116,7 @@ absl::StatusOr<std::unique_ptr<MemoryGovernor>> MemoryGovernor::Create(
     storage.push_back({StoredOf(policy.keep), policy.offload});
   }
   const LadderOptions ladder = LadderOptionsOf(
-      model, storage, micro_rows_max, memory.elastic() ? memory.min_keep() : 1, kTypicalRates);
+      model, storage, least.micro_rows, memory.elastic() ? memory.min_keep() : 1, kTypicalRates);
   std::unique_ptr<MemoryGovernor> governor(
       new MemoryGovernor(inputs, compute, gang, reporter, least, std::move(model), ladder));
   for (const Needed& needed : governor->LeastNeeds(/*any_checkpoint=*/true)) {
@@ -361,7 +362,11 @@ absl::StatusOr<int64_t> MemoryGovernor::PrepareEvaluation(const Dataset& data, i
     all += data.length(i);
   }
   const auto need_of = [&](int64_t limit) {
-    return EvaluationNeed(model_, std::max(longest, std::min(limit, all)), longest);
+    const int64_t rows = std::max(longest, std::min(limit, all));
+    StepNeed need = EvaluationNeed(model_, rows, longest);
+    // Held-out documents are in no table, and are scored when a sparse pass first meets them.
+    need.passing = std::max(need.passing, ScoresNeed(model_, rows, longest).passing);
+    return need;
   };
   const auto fitting = [&] {
     int64_t limit = wanted;
@@ -506,6 +511,10 @@ std::vector<MemoryGovernor::Needed> MemoryGovernor::LeastNeeds(bool any_checkpoi
   };
   add(absl::StrCat("a step on the longest document, ", least_.train_rows, " rows"),
       LeastOf(model_, ladder_, least_.train_rows));
+  if (const StepNeed scores = ScoresNeed(model_, least_.micro_rows, least_.train_rows);
+      scores.total() > 0) {
+    add("scoring the blocks of a micro-batch", scores.total());
+  }
   if (least_.eval_rows > 0) {
     add(absl::StrCat("an evaluation of its longest document, ", least_.eval_rows, " rows"),
         EvaluationNeed(model_, least_.eval_rows, least_.eval_rows).total());

@@ -49,16 +49,16 @@ class MemoryGovernor {
   // What must fit whatever the rung.
   struct Least {
     int64_t train_rows = 0;  // of the longest document
+    int64_t micro_rows = 0;  // of the largest micro-batch
     int64_t eval_rows = 0;   // 0: no evaluation
     CheckpointParts checkpoints;
   };
 
-  // For a spec with a budget. `micro_rows_max`: of the largest micro-batch. Everything given
-  // outlives it. From here on the allocator has the budget as its limit. ResourceExhausted, with
-  // the numbers and what would do, where no rung can hold the run to it.
+  // For a spec with a budget. Everything given outlives it. From here on the allocator has the
+  // budget as its limit. ResourceExhausted, with the numbers and what would do, where no rung can
+  // hold the run to it.
   static absl::StatusOr<std::unique_ptr<MemoryGovernor>> Create(const Inputs& inputs,
                                                                 const Compute& compute,
-                                                                int64_t micro_rows_max,
                                                                 const Least& least, Gang& gang,
                                                                 Reporter& reporter);
   ~MemoryGovernor();  // takes the limit away

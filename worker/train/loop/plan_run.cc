@@ -18,6 +18,7 @@
 #include "common/status_macros.h"
 #include "planner/cost_model.h"
 #include "worker/train/data/rows.h"
+#include "worker/train/loop/predictor_run.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/trainer.h"
 #include "worker/train/plan/forecast.h"
@@ -144,6 +145,7 @@ PlanFacts FactsOf(const Inputs& inputs, const Compute& compute, planner::DeviceR
   facts.device = std::move(device);
   if (inputs.eval) facts.longest_evaluated = inputs.eval->longest();
   facts.splits = Splits(inputs.spec.data());
+  facts.predictor = PredictorFactsOf(inputs, compute.type);
   return facts;
 }
 
@@ -160,6 +162,9 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
   LEMO_ASSIGN_OR_RETURN(const Compute compute,
                         ChooseCompute(spec.device(), spec.model().compute_type()));
   KnownRates known = RatesOf(compute, options.options);
+  // A run may train a predictor; a plan only looks for one.
+  const auto quiet = [](const lemo::v1::RunEvent&) {};
+  LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, quiet, &inputs));
   const PlanFacts facts =
       FactsOf(inputs, compute,
               PlannerRates(known.rates, /*own_memory=*/!compute.device.is_cpu(), known.shared));

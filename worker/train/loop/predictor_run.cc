@@ -343,4 +343,46 @@ absl::Status ResolvePredictor(const Compute& compute, bool may_train, const Emit
   return absl::OkStatus();
 }
 
+std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarType type) {
+  const lemo::v1::TokensSpec& tokens = inputs.spec.tokens();
+  if (tokens.policy() != "predictor" || tokens.predictor() == "auto") return std::nullopt;
+  Violations violations;
+  const TokenSettings settings = MakeTokenSettings(tokens, inputs.config.layers, &violations);
+  const absl::StatusOr<Predictor> predictor = ReadPredictor(tokens.predictor());
+  if (!violations.ToStatus().ok() || !predictor.ok()) return std::nullopt;
+  const PredictorUse use = PredictorUseOf(settings, inputs.config);
+  const auto element = static_cast<int64_t>(c10::elementSize(type));
+  const int64_t wide = std::max<int64_t>(element, 4);
+  PredictorFacts facts;
+  facts.flat_slice = predictor->card.shape.flat_slice;
+  double recall = 0;
+  int64_t known = 0;
+  const double keep = *std::min_element(settings.keep.begin(), settings.keep.end());
+  const double share = *std::min_element(
+      kRecallShares.begin(), kRecallShares.end(),
+      [keep](double a, double b) { return std::abs(a - keep) < std::abs(b - keep); });
+  for (const std::string& name : use.heads) {
+    const auto head = predictor->heads.find(name);
+    if (head == predictor->heads.end()) continue;
+    int64_t width = 0;
+    for (const PredictorPath* path : {&head->second.q, &head->second.k}) {
+      width += path->w1.size(0);
+      facts.held_bytes += path->w1.numel() * (facts.flat_slice ? wide : element) +
+                          (path->w2.numel() + path->w3.numel()) * wide;
+    }
+    facts.first_width = std::max(facts.first_width, width);
+    const auto quality = predictor->card.quality.find(name);
+    if (quality == predictor->card.quality.end()) continue;
+    recall += quality->second.RecallAt(share);
+    ++known;
+  }
+  for (const int64_t layer : use.mlp) {
+    const auto mlp = predictor->mlp.find(layer);
+    if (mlp == predictor->mlp.end()) continue;
+    facts.held_bytes += mlp->second.w1.numel() * element + (mlp->second.w2.numel() + 1) * wide;
+  }
+  if (known > 0) facts.recall = recall / static_cast<double>(known);
+  return facts;
+}
+
 }  // namespace lemo::train

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -11,6 +12,7 @@
 #include "lemo/v1/run_spec.pb.h"
 #include "worker/train/loop/device.h"
 #include "worker/train/loop/inputs.h"
+#include "worker/train/plan/row_chooser.h"
 
 namespace lemo::train {
 
@@ -44,5 +46,9 @@ absl::StatusOr<std::string> BaseFingerprint(const lemo::v1::ModelSpec& model);
 // put there. Errors name the field, and how to train one.
 absl::Status ResolvePredictor(const Compute& compute, bool may_train, const EmitEvent& emit,
                               Inputs* inputs);
+
+// What the networks of inputs.spec.tokens.predictor cost, in `type`; nullopt for other policies, and
+// where the predictor is still to be found (`auto`) or cannot be read.
+std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarType type);
 
 }  // namespace lemo::train

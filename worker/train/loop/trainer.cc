@@ -231,8 +231,9 @@ class Run {
     const std::filesystem::path chosen = OutputPath() / kChosenPredictor;
     const bool has_chosen = chooses && std::filesystem::exists(chosen);
     if (has_chosen) tokens->set_predictor(chosen.string());
-    LEMO_RETURN_IF_ERROR(
-        ResolvePredictor(compute_, /*may_train=*/gang_.leads(), Emitter(), &inputs_));
+    // What training one takes is in no budget.
+    const bool may_train = gang_.leads() && !spec().memory().has_budget_bytes();
+    LEMO_RETURN_IF_ERROR(ResolvePredictor(compute_, may_train, Emitter(), &inputs_));
     if (!chooses || has_chosen || !gang_.leads()) return absl::OkStatus();
     LEMO_ASSIGN_OR_RETURN(const Predictor predictor, ReadPredictor(tokens->predictor()));
     return WritePredictor(predictor, chosen);
@@ -353,8 +354,9 @@ class Run {
       LEMO_ASSIGN_OR_RETURN(
           governor_,
           MemoryGovernor::Create(
-              inputs_, compute_, max_rows,
+              inputs_, compute_,
               {.train_rows = inputs_.train->longest(),
+               .micro_rows = max_rows,
                .eval_rows = inputs_.eval ? MakeEvalBatches(/*rows=*/1).MaxMicroBatchRows() : 0,
                .checkpoints = parts_},
               gang_, reporter_));

@@ -26,16 +26,6 @@ lemo::v1::PeakBytes BytesOf(const planner::CategoryBytes& bytes) {
   return message;
 }
 
-std::string QualityOf(const OfferRequest& request, const Offer& offer) {
-  if (offer.token_choice < 0) {
-    return offer.window == request.window ? "every row is computed"
-                                          : "every row of a shorter window is computed; what the "
-                                            "shorter window costs was not measured";
-  }
-  const planner::TokenChoice& choice = request.tokens[offer.token_choice];
-  return choice.loss_gap ? choice.evidence : "not measured";
-}
-
 lemo::v1::Offer OfferMessage(const OfferRequest& request, const Offer& offer,
                              const PlanTimes& times) {
   const lemo::v1::DeviceRates& rates = times.rates;
@@ -63,6 +53,7 @@ lemo::v1::Offer OfferMessage(const OfferRequest& request, const Offer& offer,
   step.set_replay(offer.step.replay);
   step.set_backward(offer.step.backward);
   step.set_head(offer.step.head);
+  step.set_selection(offer.step.selection);
   step.set_optimizer(offer.step.optimizer);
   step.set_communication(offer.step.communication);
   step.set_offload(offer.step.offload);

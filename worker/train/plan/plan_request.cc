@@ -63,32 +63,29 @@ planner::Sharding ShardingOf(const std::string& name) {
   return planner::Sharding::kNone;
 }
 
-absl::Status AddTokens(const lemo::v1::TokensSpec& spec, OfferRequest* request) {
-  Violations violations;
-  const TokenSettings settings = MakeTokenSettings(spec, request->shape.layers, &violations);
-  LEMO_RETURN_IF_ERROR(violations.ToStatus());
+absl::Status AddTokens(const TokenSettings& settings, const DecoderConfig& config,
+                       const PlanFacts& facts, OfferRequest* request) {
   if (settings.dense()) return absl::OkStatus();
   const auto refuse = [](const std::string& what) {
     return absl::InvalidArgumentError(
-        absl::StrCat("tokens: ", what, " cannot be planned yet; run it and see its result"));
+        absl::StrCat("tokens: ", what, " cannot be planned; run it and see its result"));
   };
-  if (settings.scope == Scope::kGroup) return refuse("scope group");
+  // How many rows pass a threshold is known when they have passed it.
   if (!settings.threshold.empty()) return refuse("mode threshold");
   if (settings.kv_all) return refuse("kv_all");
-  // What these score by takes memory that the forecast does not have.
-  for (const char* policy : {"predictor", "table", "oracle"}) {
-    if (settings.policy == policy) return refuse(absl::StrCat("policy ", policy));
-  }
-  if (settings.warmup_steps > 0 || settings.anneal_steps > 0 || settings.cooldown_steps > 0) {
-    return refuse(
-        "a run that begins or ends with all rows (warmup_steps, anneal_steps, cooldown_steps)");
-  }
-  planner::TokenChoice choice{.scope = settings.scope == Scope::kLayer    ? planner::Scope::kLayer
+  // A study's instrument, which saves no time.
+  if (settings.policy == "oracle") return refuse("policy oracle");
+  planner::TokenChoice choice{.scope = settings.RowsComeBack()          ? planner::Scope::kLayer
                                        : settings.scope == Scope::kNested ? planner::Scope::kNested
                                                                           : planner::Scope::kStack,
                               .keep = settings.keep,
                               .mlp_off = settings.mlp == MlpRows::kAll,
-                              .block = settings.block};
+                              .mlp_own = settings.mlp == MlpRows::kOwn,
+                              .block = settings.block,
+                              .chooser = ChooserOf(settings, config, facts.element_bytes,
+                                                   facts.predictor),
+                              .table = TableOf(settings),
+                              .evidence = EvidenceOf(settings, facts.predictor)};
   if (std::all_of(choice.keep.begin(), choice.keep.end(), [](double k) { return k >= 1; })) {
     return absl::OkStatus();
   }
@@ -152,7 +149,10 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
   // A dense spec means its rows; one that leaves some out says which, and should see what windows
   // of as few rows would do instead.
   request.preference = planner::Preference::kMostExact;
-  if (spec.has_tokens()) LEMO_RETURN_IF_ERROR(AddTokens(spec.tokens(), &request));
+  Violations violations;
+  const TokenSettings settings = MakeTokenSettings(spec.tokens(), config.layers, &violations);
+  LEMO_RETURN_IF_ERROR(violations.ToStatus());
+  LEMO_RETURN_IF_ERROR(AddTokens(settings, config, facts, &request));
   if (!request.tokens.empty()) {
     const planner::TokenChoice& choice = request.tokens.front();
     const double keep = std::accumulate(choice.keep.begin(), choice.keep.end(), 0.0) /
@@ -160,6 +160,7 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
     const auto short_window = static_cast<int64_t>(keep * static_cast<double>(request.window));
     if (short_window >= choice.block && (facts.splits || short_window >= Longest(facts))) {
       request.short_windows = {short_window};
+      request.short_evidence = ShortWindowEvidence(keep);
     }
     request.preference = planner::Preference::kFastest;
   }
@@ -190,6 +191,9 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
     request.steps = std::max<int64_t>(
         1, static_cast<int64_t>(std::ceil(train.epochs() * static_cast<double>(load.sequences) /
                                           static_cast<double>(request.batch_sequences))));
+  }
+  for (planner::TokenChoice& choice : request.tokens) {
+    choice.dense_share = DenseShare(settings, request.steps);
   }
   return request;
 }

@@ -12,6 +12,7 @@
 #include "lemo/v1/run_spec.pb.h"
 #include "planner/offers/offers.h"
 #include "worker/train/model/family/decoder_config.h"
+#include "worker/train/plan/row_chooser.h"
 
 namespace lemo::train {
 
@@ -27,6 +28,7 @@ struct PlanFacts {
   int64_t longest_evaluated = 0;  // document of the data for evaluation
   // Whether a document that is longer than a window is split; else no window is shorter than one.
   bool splits = true;
+  std::optional<PredictorFacts> predictor;  // of policy `predictor`, where there is one
 };
 
 // What is wished of the offers. Absent or empty: as the spec has it.
@@ -39,8 +41,8 @@ struct PlanWishes {
 
 // `spec` is effective (Inputs::spec). What it fixes stays: data, tuner, batch, choice of rows,
 // ranks. Left to the planner are policies, micro-batches up to the batch, and running dense or on
-// windows of half the length. InvalidArgument for what the planner cannot say yet: predictors in
-// training, choices by threshold, groups of layers, kv_all.
+// windows of half the length. InvalidArgument for what the planner cannot say: predictors in
+// training, choices by threshold or by true scores, kv_all.
 absl::StatusOr<planner::OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
                                                     const DecoderConfig& config,
                                                     const PlanFacts& facts,

@@ -51,22 +51,16 @@ std::string Details(const OfferRequest& request, const Offer& offer, const std::
       ", transient ", HumanBytes(bytes.transient), ", loss ", HumanBytes(bytes.loss), "\n");
   absl::StrAppendFormat(&text,
                         "  seconds of a step: forward %.3g, again %.3g, backward %.3g, head %.3g, "
-                        "update %.3g, ranks %.3g, copies %.3g, overhead %.3g\n",
-                        step.forward, step.replay, step.backward, step.head, step.optimizer,
-                        step.communication, step.offload, step.overhead);
+                        "choice of rows %.3g, update %.3g, ranks %.3g, copies %.3g, overhead %.3g\n",
+                        step.forward, step.replay, step.backward, step.head, step.selection,
+                        step.optimizer, step.communication, step.offload, step.overhead);
   if (step.ratio != 1) {
     absl::StrAppendFormat(&text, "    x%.3g, as earlier runs took\n", step.ratio);
   }
   if (!request.device.operators.empty()) absl::StrAppend(&text, OperatorLines(offer));
   if (!rates.empty()) absl::StrAppend(&text, "  rates: ", rates, "\n");
-  if (offer.token_choice >= 0) {
-    const planner::TokenChoice& choice = request.tokens[offer.token_choice];
-    if (choice.loss_gap) {
-      absl::StrAppendFormat(&text, "  quality: loss %+.3g (%s)\n", *choice.loss_gap,
-                            choice.evidence);
-    } else {
-      absl::StrAppend(&text, "  quality: not measured\n");
-    }
+  if (offer.kept_share < 1) {
+    absl::StrAppend(&text, "  quality: ", QualityOf(request, offer), "\n");
   }
   for (const std::string& override : OverridesOf(request, offer)) {
     absl::StrAppend(&text, "  --set '", override, "'\n");
@@ -140,6 +134,17 @@ std::vector<std::string> OverridesOf(const OfferRequest& request, const Offer& o
   overrides.push_back(absl::StrCat("memory.layers=[", absl::StrJoin(layers, ","), "]"));
   if (offer.token_choice < 0 && !request.tokens.empty()) overrides.push_back("tokens=null");
   return overrides;
+}
+
+std::string QualityOf(const OfferRequest& request, const Offer& offer) {
+  if (offer.token_choice < 0) {
+    if (offer.window == request.window) return "every row is computed";
+    return absl::StrCat(
+        "every row of a shorter window is computed; what the shorter window costs was ",
+        request.short_evidence.empty() ? "not measured" : request.short_evidence);
+  }
+  const std::string& evidence = request.tokens[offer.token_choice].evidence;
+  return evidence.empty() ? "not measured" : evidence;
 }
 
 std::string PlanTable(const OfferRequest& request, const planner::Offers& offers,

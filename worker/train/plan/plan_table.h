@@ -24,6 +24,9 @@ std::string StorageInWords(const std::vector<planner::LayerStorage>& storage);
 std::vector<std::string> OverridesOf(const planner::OfferRequest& request,
                                      const planner::Offer& offer);
 
+// What is known of an offer's quality, in words: `not measured` where nothing is.
+std::string QualityOf(const planner::OfferRequest& request, const planner::Offer& offer);
+
 // A table of the front, the preferred offer marked and spelled out with its step by operator and
 // `rates` in words; or the nearest offers and what to change where nothing is within the bounds.
 // Ends with a newline.

@@ -295,10 +295,7 @@ class Validator {
       };
       refuse(spec_.has_predictor(), "training a predictor");
       refuse(spec_.model().compute_type() == "float64", "float64");
-      for (const char* policy : {"predictor", "table", "oracle"}) {
-        refuse(tokens.policy() == policy, absl::StrCat("scores of tokens.policy ", policy));
-      }
-      refuse(!dense && tokens.scope() == "group", "tokens.scope group");
+      refuse(tokens.policy() == "oracle", "scores of tokens.policy oracle");
       refuse(!dense && tokens.mode() == "threshold", "tokens.mode threshold");
       refuse(!dense && tokens.kv_all(), "tokens.kv_all");
     } else if (memory.elastic()) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "worker/train/memory/counting_allocator.h"
 #include "worker/train/tokens/predictor/network.h"
 #include "worker/train/tokens/scoring/attention_scores.h"
 #include "worker/train/tokens/scoring/host_scores.h"
@@ -22,6 +23,7 @@ class PredictorPolicy final : public TokenPolicy {
  public:
   PredictorPolicy(const TokenSettings& settings, const Decoder& decoder, const Predictor& predictor)
       : scope_(settings.scope), combine_(CombineFromName(predictor.card.combine)) {
+    const ScopedMemoryCategory category(MemoryCategory::kWeights);
     const PredictorShape& shape = predictor.card.shape;
     const auto add = [&](const std::string& name, int64_t layer) {
       const auto head = predictor.heads.find(name);

@@ -76,7 +76,10 @@ FoldedFirst Fold(const at::Tensor& w1, const InputNorm& norm, at::ScalarType typ
 }
 
 PredictorPath Copy(const PredictorPath& path, at::ScalarType type, at::Device device) {
-  return {path.w1.to(device, type), path.w2.to(device, type), path.w3.to(device, type)};
+  const auto copy = [&](const at::Tensor& matrix) {
+    return matrix.to(device, type, /*non_blocking=*/false, /*copy=*/true);
+  };
+  return {copy(path.w1), copy(path.w2), copy(path.w3)};
 }
 
 // Rows of every block side by side, a slice of the columns at a time:

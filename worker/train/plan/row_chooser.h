@@ -1,0 +1,40 @@
+// What a run's choice of rows costs, as the planner asks for it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "planner/memory/memory.h"
+#include "worker/train/model/family/decoder_config.h"
+#include "worker/train/tokens/settings.h"
+
+namespace lemo::train {
+
+// The networks of policy `predictor` that a run's choices ask.
+struct PredictorFacts {
+  int64_t held_bytes = 0;   // of all of them, in the run's compute type
+  int64_t first_width = 0;  // neurons of the first layer of the widest one, both paths together
+  bool flat_slice = false;
+  double recall = 0;  // by its card, in the mean over them, at about the run's share; 0: not known
+};
+
+// `predictor` absent: one of the default widths, which is what the run would train first.
+planner::RowChooser ChooserOf(const TokenSettings& settings, const DecoderConfig& config,
+                              int64_t element_bytes,
+                              const std::optional<PredictorFacts>& predictor);
+
+// What a table's numbers are made of; nullopt for other policies.
+std::optional<planner::ScoredRows::By> TableOf(const TokenSettings& settings);
+
+// Share of `steps` steps that compute all rows, those between all and `keep` counted by half.
+double DenseShare(const TokenSettings& settings, int64_t steps);
+
+// What is known of the quality of such a choice, in words: what the study found of the like on its
+// model, and a predictor's recall. Empty for nothing.
+std::string EvidenceOf(const TokenSettings& settings,
+                       const std::optional<PredictorFacts>& predictor);
+// The same of windows of `share` of the length, all of whose rows are computed.
+std::string ShortWindowEvidence(double share);
+
+}  // namespace lemo::train
