@@ -142,8 +142,9 @@ def expected_bytes(args, name):
             elements = layers * layer + ends
             gradients = 4 * elements
             values = {"optimizer": elements, "gradients": elements,
-                      "parameters": ends + 2 * layers * layer}[arm.parallel["shard"]] * width
-            return gradients + values + sums + 8  # the sum of squares of the shards
+                      # What the topmost layer computed with on the way up is there on the way down.
+                      "parameters": ends + (2 * layers - 1) * layer}[arm.parallel["shard"]] * width
+            return gradients + values + sums + 16  # the sums of squares of the shards
         elements = layers * rank * (2 * (hidden + wide) + 2 * (hidden + narrow))
         return 4 * elements + sums
     # Of each sequence: rows that a layer computes, rows with a loss, blocks that are chosen from.

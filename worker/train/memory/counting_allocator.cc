@@ -2,13 +2,14 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/format.h"
+#include "worker/train/memory/block_cache.h"
 
 namespace lemo::train {
 namespace {
@@ -47,9 +48,20 @@ void Count(MemoryCategory category, int64_t bytes) {
   if (bytes > 0) Raise(&peak[static_cast<int>(category)], of_category);
 }
 
+// Kept for reuse, beside what is counted: a constant, and under a limit a small part of it.
+constexpr int64_t kMostKept = int64_t{128} << 20;
+constexpr int64_t kKeptPart = 16;
+
+// Never destroyed: tensors may outlive the end of main.
+BlockCache& Blocks() {
+  static auto* const cache = new BlockCache(kMostKept);
+  return *cache;
+}
+
 // Lies in front of every block. 64 bytes keep libtorch's alignment for the block itself.
 struct alignas(64) Header {
   int64_t bytes;
+  size_t capacity;  // of the block
   MemoryCategory category;
 };
 
@@ -57,7 +69,7 @@ void Free(void* data) {
   if (data == nullptr) return;
   Header* header = static_cast<Header*>(data) - 1;
   Count(header->category, -header->bytes);
-  c10::free_cpu(header);
+  Blocks().Give({header, header->capacity});
 }
 
 class CountingAllocator final : public c10::Allocator {
@@ -68,14 +80,16 @@ class CountingAllocator final : public c10::Allocator {
     const MemoryCategory category = current_category.load(std::memory_order_relaxed);
     const auto count = static_cast<int64_t>(bytes);
     Count(category, count);
-    Header* header = nullptr;
+    BlockCache::Block block;
     try {
-      header = static_cast<Header*>(c10::alloc_cpu(bytes + sizeof(Header)));
+      block = Blocks().Take(bytes + sizeof(Header));
     } catch (...) {
       Count(category, -count);
       throw;
     }
+    auto* header = static_cast<Header*>(block.data);
     header->bytes = count;
+    header->capacity = block.capacity;
     header->category = category;
     void* data = header + 1;
     return {data, data, &Free, cpu};
@@ -138,7 +152,10 @@ MemoryLimitError::MemoryLimitError(MemoryCategory category, int64_t asked_bytes,
       held_bytes_(held_bytes),
       limit_bytes_(limit_bytes) {}
 
-void SetMemoryLimit(int64_t bytes) { limit.store(bytes); }
+void SetMemoryLimit(int64_t bytes) {
+  limit.store(bytes);
+  Blocks().SetMost(bytes > 0 ? std::min(kMostKept, bytes / kKeptPart) : kMostKept);
+}
 
 int64_t MemoryLimit() { return limit.load(); }
 

@@ -16,6 +16,9 @@ at::Tensor Unread(at::IntArrayRef shape, const at::TensorOptions& options) {
   return at::zeros({1}, options).expand(shape);
 }
 
+// As an adapter's inner activation is.
+bool IsNarrow(const at::Tensor& x) { return x.size(1) <= 64; }
+
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
@@ -33,7 +36,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const at::Tensor& dy = grads[0];
     at::Tensor dx, dweight, dbias;
     if (context->needs_input_grad(0)) dx = dy.matmul(weight);
-    if (x.defined()) dweight = dy.t().matmul(x);
+    // Of a narrow matrix transposed, which libraries are four times as fast at.
+    if (x.defined()) dweight = IsNarrow(x) ? x.t().matmul(dy).t() : dy.t().matmul(x);
     if (context->saved_data["bias"].toBool()) dbias = dy.sum(0);
     return {dx, dweight, dbias, at::Tensor()};
   }
