@@ -6,9 +6,9 @@
 //        "policies": ["attn_out+offload", one a layer], "documents": [rows of each in the
 //        micro-batch], "scope": "dense" | "layer" | "group" | "nested" | "stack", "keep": 0.5,
 //        "mlp": "shared" | "own" | "off", "chooser": {"by": tokens.policy, "score": of a table,
-//        "first_width": 0, "held_bytes": 0 (of a predictor)}, "block": 64, "mlp_tile_rows": 0, "loss_segment_rows": 0,
-//        "evaluation_documents": [], "checkpoints": false, "tensor_ranks": 1, "sequence": false,
-//        "data_ranks": 1, "shard": "none" | ..., "threads": 1}]
+//        "first_width": 0, "held_bytes": 0 (of a predictor)}, "block": 64, "mlp_tile_rows": 0,
+//        "loss_segment_rows": 0, "evaluation_documents": [], "checkpoints": false, "tensor_ranks":
+//        1, "sequence": false, "data_ranks": 1, "shard": "none" | ..., "threads": 1}]
 // Out: [{"low": {"weights": bytes, ..., "total": bytes}, "expected": {}, "high": {},
 //        "moments": [{"name": "forward", "transient": bytes, "loss": bytes}]}]
 // Every row carries loss. Exit code 1, with the reason on stderr, when the input is not that.
@@ -81,8 +81,7 @@ void SetChooser(const json& asked, bool stack, const KeptRows& all, MemoryOption
       {"attention", ScoredRows::By::kAttention},
       {"loss", ScoredRows::By::kLoss},
       {"entropy", ScoredRows::By::kEntropy}};
-  options->scored = {
-      .by = kScores.at(asked.at("score")), .rows = all.rows, .longest = all.longest};
+  options->scored = {.by = kScores.at(asked.at("score")), .rows = all.rows, .longest = all.longest};
 }
 
 MemoryOptions OptionsOf(const json& asked) {

@@ -303,11 +303,10 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
     before = layer.stream;
   }
   const int64_t stream = options_.stream_rows;
-  const int64_t choosing =
-      options_.chooser.by == RowChooser::By::kPlace
-          ? 0
-          : std::max(ChoiceBytes(part_, e_, options_.chooser, rows),
-                     options_.chooser.own_stream ? EmbedBytes(rows) : 0);
+  const int64_t choosing = options_.chooser.by == RowChooser::By::kPlace
+                               ? 0
+                               : std::max(ChoiceBytes(part_, e_, options_.chooser, rows),
+                                          options_.chooser.own_stream ? EmbedBytes(rows) : 0);
   Add(forward, batch + std::max({entering, choosing, EmbedBytes(stream), HighestForward()}));
   Add("loss", batch, LossBytes(last, options_.labelled, /*gradient=*/true));
   // Where the embedding trains, the gradients of the rows of all ranks and those that have a word
@@ -322,26 +321,39 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
   Add("optimizer", batch + trained_.largest * 8);
 }
 
-// A table's numbers, before the first step: a pass of all rows with queries and keys that are not
-// turned, and the tables that turn nothing.
+// A table's numbers, made before the first step by a pass of all rows: with a stream of its own,
+// and tables of rotation that turn nothing.
 void Forecast::AddScores() {
   const ScoredRows& scored = options_.scored;
   const int64_t rows = scored.rows;
   if (rows == 0) return;
-  const int64_t batch = BatchBytes(rows, true) + rows * part_.hidden * e_;
-  const LayerScene scene =
-      SceneOf({.stream = rows, .attention = rows, .mlp = rows, .longest = scored.longest});
-  const int64_t heads = (part_.heads + part_.kv_heads) * part_.head_dim;
-  const int64_t scoring = rows * (part_.head_dim * kStatisticBytes + heads * e_);
-  Add("scores of blocks",
-      batch + std::max(EmbedBytes(rows), scoring + ForwardLayerBytes(scene, /*keep=*/false)));
-  if (scored.by == ScoredRows::By::kAttention) return;
-  int64_t loss = LossBytes(rows, rows, /*gradient=*/false);
-  // The logarithms of the shares, and their product with these.
+  const bool attention = scored.by == ScoredRows::By::kAttention;
+  const int64_t stream = rows * part_.hidden * e_;
+  const int64_t batch = BatchBytes(rows, true) + stream;
+  int64_t loss = 0;
+  if (scored.by == ScoredRows::By::kLoss) loss = LossBytes(rows, rows, /*gradient=*/false);
   if (scored.by == ScoredRows::By::kEntropy) {
-    loss += 2 * SegmentRows(rows) * part_.vocabulary * e_;
+    // Logits, then the logarithms of the shares beside them, then the shares in their place.
+    loss = SegmentRows(rows) * 2 * part_.vocabulary * e_;
   }
-  Add("scores of blocks, by the head", batch, loss);
+  LayerScene scene =
+      SceneOf({.stream = rows, .attention = rows, .mlp = rows, .longest = scored.longest});
+  scene.tuning = {};  // it is the base that scores
+  const int64_t rotated =
+      scored.rotated ? rows * (part_.heads + part_.kv_heads) * part_.head_dim * e_ : 0;
+  // Attention's are of a copy of the stream. Tables that turn nothing are gone before attention,
+  // which needs more.
+  const int64_t pass = std::max(EmbedBytes(rows), (attention ? stream : 0) + rotated +
+                                                      ForwardLayerBytes(scene, /*keep=*/false));
+  // Where layers choose, what they keep is not reserved before they have chosen.
+  const bool chooses = options_.layers.back().attention < options_.batch_rows;
+  const int64_t later = chooses ? Arena() - Slot(Own(options_.rows_max), part_.hidden, e_) : 0;
+  const auto add = [&](const char* name, int64_t bytes, int64_t of_loss) {
+    const int64_t of_transient = std::min(bytes, later);
+    Add(name, bytes - of_transient, std::max<int64_t>(0, of_loss - (later - of_transient)));
+  };
+  add("scores of blocks", batch + pass, 0);
+  if (loss > 0) add("scores of blocks, by the head", batch, loss);
 }
 
 void Forecast::AddEvaluation(int64_t snapshot, const char* name) {

@@ -90,6 +90,7 @@ struct EvaluationRows {
 struct ScoredRows {
   enum class By { kAttention, kLoss, kEntropy };
   By by = By::kAttention;
+  bool rotated = false;  // kAttention: of rotated queries and keys
   int64_t rows = 0;
   int64_t longest = 0;  // rows of the longest document
 };

@@ -61,7 +61,8 @@ void AddChooser(const TokenChoice& choice, Digest* digest) {
   }
   if (choice.table) {
     digest->Add("table");
-    digest->Add(static_cast<int64_t>(*choice.table));
+    digest->Add(static_cast<int64_t>(choice.table->by));
+    digest->Add(int64_t{choice.table->rotated});
   }
   if (choice.dense_share > 0) digest->Add(choice.dense_share);
 }

@@ -139,12 +139,12 @@ MemoryOptions Enumeration::MemoryOf(const Work& work, const RankSplit& split,
   }
   if (const TokenChoice* choice = ChoiceOf(work)) {
     memory.chooser = choice->chooser;
-    memory.chooser.own_stream |= request_.sequence && split.tensor_ranks > 1 &&
-                                 choice->chooser.by != RowChooser::By::kPlace;
+    memory.chooser.own_stream |=
+        request_.sequence && split.tensor_ranks > 1 && choice->chooser.by != RowChooser::By::kPlace;
     if (choice->table) {
-      memory.scored = {.by = *choice->table,
-                       .rows = memory.batch_rows,
-                       .longest = work.load.longest.front()};
+      memory.scored = *choice->table;
+      memory.scored.rows = memory.batch_rows;
+      memory.scored.longest = work.load.longest.front();
     }
   }
   memory.publish_rows = std::min(kComparedRows, memory.batch_rows);

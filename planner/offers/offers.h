@@ -51,12 +51,12 @@ struct TokenChoice {
   bool mlp_own = false;  // kLayer: it computes rows of its own choice
   int64_t block = 64;
   RowChooser chooser;
-  std::optional<ScoredRows::By> table;  // made before the run
+  std::optional<ScoredRows> table;  // made before the run; its rows are not said
   // Share of the steps that compute all rows: those at the beginning and the end, and half of those
   // between.
   double dense_share = 0;
-  // What was measured for it: loss above the dense run's, in nats, where there is such a number, and
-  // in words what is known. Both absent: not measured.
+  // What was measured for it: loss above the dense run's, in nats, where there is such a number,
+  // and in words what is known. Both absent: not measured.
   std::optional<double> loss_gap;
   std::string evidence;
 
@@ -153,10 +153,10 @@ struct OfferRequest {
 
 // Seconds of one step, by what takes them. Communication and copies are taken as not overlapped.
 struct StepSeconds {
-  double forward = 0;   // with the copies of what is kept
-  double replay = 0;    // what backward computes again
-  double backward = 0;  // of layers
-  double head = 0;      // head and loss, both ways
+  double forward = 0;    // with the copies of what is kept
+  double replay = 0;     // what backward computes again
+  double backward = 0;   // of layers
+  double head = 0;       // head and loss, both ways
   double selection = 0;  // choosing rows
   double optimizer = 0;
   double communication = 0;

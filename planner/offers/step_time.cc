@@ -233,7 +233,10 @@ double StepClock::Seconds(const Sums& sums) const {
 }
 
 StepSeconds StepClock::Step(std::span<const LayerStorage> storage, int64_t micro_batches) const {
-  StepSeconds step{.forward = forward_, .backward = backward_, .head = head_, .selection = selection_,
+  StepSeconds step{.forward = forward_,
+                   .backward = backward_,
+                   .head = head_,
+                   .selection = selection_,
                    .ratio = ratio_};
   for (size_t l = 0; l < storage.size(); ++l) {
     const int i = static_cast<int>(storage[l].stored);

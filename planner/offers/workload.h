@@ -16,7 +16,7 @@ struct Workload {
   // Of each layer, added up over the data.
   std::vector<LayerRows> layers;
   int64_t head_rows = 0;          // rows of the stream that the head sees and that carry loss
-  double scored_rows = 0;     // that choices of rows look at
+  double scored_rows = 0;         // that choices of rows look at
   double kept_share = 1;          // of the rows of the request's own window
   std::vector<double> most_kept;  // by layer
   std::vector<int64_t> longest;   // rows of the longest document, longest first, with repetitions

@@ -216,8 +216,7 @@ void ExpectTrainsAsAlone(const Case& c, at::ScalarType type, int64_t steps, doub
   const Curve alone = Train(c, type, nullptr, steps);
   ExpectAgreement(gang, alone, gradients, rest, weights);
   ::testing::Test::RecordProperty(
-      "first_gradients",
-      absl::StrCat(Difference(gang.first_gradients, alone.first_gradients)));
+      "first_gradients", absl::StrCat(Difference(gang.first_gradients, alone.first_gradients)));
   ::testing::Test::RecordProperty("weights", absl::StrCat(Difference(gang.masters, alone.masters)));
 }
 

@@ -138,11 +138,13 @@ TEST(StepBytes, ATableIsMadeByAPassOfAllRows) {
   const StepModel chance = ModelOf({"tokens.policy=random", "tokens.keep=[0.5]"});
   EXPECT_EQ(ScoresNeed(chance, 1024, 1024).total(), 0);
   const auto scoring = [](const char* score) {
-    const StepModel model = ModelOf({"tokens.policy=table", "tokens.keep=[0.5]",
-                                     absl::StrCat("tokens.table_score=", score)});
+    const StepModel model = ModelOf(
+        {"tokens.policy=table", "tokens.keep=[0.5]", absl::StrCat("tokens.table_score=", score)});
     return ScoresNeed(model, 1024, 1024).total();
   };
-  EXPECT_GT(scoring("attention"), EvaluationNeed(chance, 1024, 1024).passing);
+  // The stream, a copy of it, and one of its size of queries and of attention's result each.
+  EXPECT_GT(scoring("attention"), 4 * 1024 * SmallLlama().hidden * 4);
+  EXPECT_GE(scoring("loss"), EvaluationNeed(chance, 1024, 1024).passing);
   EXPECT_GT(scoring("entropy"), scoring("loss"));
 }
 

@@ -112,9 +112,9 @@ TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
     EXPECT_THAT(known, testing::StartsWith("not measured on this model; the study of "));
   }
   EXPECT_FALSE(request.tokens[0].loss_gap);
-  for (const auto& [name, value] :
-       {std::pair<const char*, nlohmann::json>{"mode", "threshold"}, {"kv_all", true},
-        {"policy", "oracle"}}) {
+  for (const auto& [name, value] : {std::pair<const char*, nlohmann::json>{"mode", "threshold"},
+                                    {"kv_all", true},
+                                    {"policy", "oracle"}}) {
     nlohmann::json tokens = {{"policy", "random"}, {"scope", "layer"}, {"threshold", {0.1}}};
     tokens[name] = value;
     const absl::StatusOr<OfferRequest> refused =
@@ -145,7 +145,8 @@ TEST(PlanRequest, HasWhatRowsAreChosenBy) {
   EXPECT_FALSE(group.table);
   const planner::TokenChoice table =
       ChoiceOf({{"policy", "table"}, {"table_score", "entropy"}, {"keep", {0.5}}});
-  EXPECT_EQ(table.table, planner::ScoredRows::By::kEntropy);
+  ASSERT_TRUE(table.table);
+  EXPECT_EQ(table.table->by, planner::ScoredRows::By::kEntropy);
   EXPECT_EQ(table.chooser, planner::RowChooser());
 }
 

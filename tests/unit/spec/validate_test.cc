@@ -246,10 +246,10 @@ TEST(ValidateRunSpec, ABudgetIsForWhatCanBeForecast) {
   for (const std::string policy : {"table", "predictor"}) {
     EXPECT_THAT(FaultsWith({"memory.budget_bytes=9", "tokens.policy=" + policy}), IsEmpty());
   }
-  for (const std::vector<std::string>& other :
-       std::vector<std::vector<std::string>>{{"tokens.policy=oracle"},
-                                             {"tokens.policy=random", "tokens.kv_all=true"},
-                                             {"model.compute_type=float64"}}) {
+  for (const std::vector<std::string>& other : std::vector<std::vector<std::string>>{
+           {"tokens.policy=oracle"},
+           {"tokens.policy=random", "tokens.scope=layer", "tokens.kv_all=true"},
+           {"model.compute_type=float64"}}) {
     std::vector<std::string> assignments = {"memory.budget_bytes=9"};
     assignments.insert(assignments.end(), other.begin(), other.end());
     EXPECT_THAT(FaultsWith(assignments),

@@ -197,12 +197,14 @@ StepNeed EvaluationNeed(const StepModel& model, int64_t rows, int64_t longest) {
 }
 
 StepNeed ScoresNeed(const StepModel& model, int64_t rows, int64_t longest) {
-  const std::optional<planner::ScoredRows::By> by = TableOf(model.tokens);
-  if (!by) return {};
+  const std::optional<planner::ScoredRows> table = TableOf(model.tokens);
+  if (!table) return {};
   MemoryOptions options = PassOf(model, rows, longest);
   options.evaluation = {};
   options.rows_max = 1;
-  options.scored = {.by = *by, .rows = rows, .longest = longest};
+  options.scored = *table;
+  options.scored.rows = rows;
+  options.scored.longest = longest;
   return NeedIn(planner::ForecastMemory(options));
 }
 

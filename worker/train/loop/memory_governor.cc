@@ -99,16 +99,18 @@ int64_t RowsWithin(const StepModel& model, const Ladder& ladder, int64_t rows, i
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<MemoryGovernor>> MemoryGovernor::Create(
-    const Inputs& inputs, const Compute& compute, const Least& least, Gang& gang, Reporter& reporter) {
+absl::StatusOr<std::unique_ptr<MemoryGovernor>> MemoryGovernor::Create(const Inputs& inputs,
+                                                                       const Compute& compute,
+                                                                       const Least& least,
+                                                                       Gang& gang,
+                                                                       Reporter& reporter) {
   const lemo::v1::MemorySpec& memory = inputs.spec.memory();
   const int64_t layers = inputs.config.layers;
   LEMO_ASSIGN_OR_RETURN(
       StepModel model,
       StepModelOf(inputs.spec, inputs.config, static_cast<int64_t>(c10::elementSize(compute.type)),
                   at::get_num_threads(),
-                  /*own_memory=*/!compute.device.is_cpu(),
-                  PredictorFactsOf(inputs, compute.type)));
+                  /*own_memory=*/!compute.device.is_cpu(), PredictorFactsOf(inputs, compute.type)));
   LEMO_ASSIGN_OR_RETURN(const std::vector<StoragePolicy> policies,
                         lemo::train::PoliciesOf(memory, layers));
   std::vector<LayerStorage> storage;

@@ -47,8 +47,8 @@ absl::StatusOr<std::string> BaseFingerprint(const lemo::v1::ModelSpec& model);
 absl::Status ResolvePredictor(const Compute& compute, bool may_train, const EmitEvent& emit,
                               Inputs* inputs);
 
-// What the networks of inputs.spec.tokens.predictor cost, in `type`; nullopt for other policies, and
-// where the predictor is still to be found (`auto`) or cannot be read.
+// What the networks of inputs.spec.tokens.predictor cost, in `type`; nullopt for other policies,
+// and where the predictor is still to be found (`auto`) or cannot be read.
 std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarType type);
 
 }  // namespace lemo::train

@@ -1,7 +1,7 @@
 // Large blocks that were freed and will be wanted again.
 //
-// The C library gives a block of megabytes back to the operating system as soon as it is freed, and the
-// next one of that size comes page by page, each zeroed first: a quarter of a step's time where
+// The C library gives a block of megabytes back to the operating system as soon as it is freed, and
+// the next one of that size comes page by page, each zeroed first: a quarter of a step's time where
 // temporaries are large. A step asks for the same sizes again and again, so a bounded number of
 // bytes is kept for them.
 #pragma once
@@ -26,11 +26,11 @@ class BlockCache {
     void* data = nullptr;
     size_t capacity = 0;  // bytes
   };
-  // Of at least `bytes`, aligned as libtorch's are: a kept one that is at most an eighth larger, or a
-  // new one. Throws as c10::alloc_cpu, once nothing more is kept.
+  // Of at least `bytes`, aligned as libtorch's are: a kept one that is at most an eighth larger, or
+  // a new one. Throws as c10::alloc_cpu, once nothing more is kept.
   Block Take(size_t bytes);
-  // Keeps it, and lets the oldest go beyond the bound; or frees it, where it is small or larger than
-  // the bound.
+  // Keeps it, and lets the oldest go beyond the bound; or frees it, where it is small or larger
+  // than the bound.
   void Give(Block block);
 
   void SetMost(int64_t bytes);

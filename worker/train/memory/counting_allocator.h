@@ -1,8 +1,8 @@
 // Exact tensor memory on a CPU: an allocator that counts every byte by category, and refuses those
 // beyond a limit.
 //
-// Freed blocks of some size stay with the process for the next ones (BlockCache): up to 128 MiB, under a
-// limit up to a sixteenth of it. They are in no count.
+// Freed blocks of some size stay with the process for the next ones (BlockCache): up to 128 MiB,
+// under a limit up to a sixteenth of it. They are in no count.
 //
 // The problem: resident set size depends on the C library, the page size and what was freed when.
 // The bytes of live tensors do not, so their peak is a figure that a test may assert and a budget

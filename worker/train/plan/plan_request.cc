@@ -75,17 +75,17 @@ absl::Status AddTokens(const TokenSettings& settings, const DecoderConfig& confi
   if (settings.kv_all) return refuse("kv_all");
   // A study's instrument, which saves no time.
   if (settings.policy == "oracle") return refuse("policy oracle");
-  planner::TokenChoice choice{.scope = settings.RowsComeBack()          ? planner::Scope::kLayer
-                                       : settings.scope == Scope::kNested ? planner::Scope::kNested
-                                                                          : planner::Scope::kStack,
-                              .keep = settings.keep,
-                              .mlp_off = settings.mlp == MlpRows::kAll,
-                              .mlp_own = settings.mlp == MlpRows::kOwn,
-                              .block = settings.block,
-                              .chooser = ChooserOf(settings, config, facts.element_bytes,
-                                                   facts.predictor),
-                              .table = TableOf(settings),
-                              .evidence = EvidenceOf(settings, facts.predictor)};
+  planner::TokenChoice choice{
+      .scope = settings.RowsComeBack()            ? planner::Scope::kLayer
+               : settings.scope == Scope::kNested ? planner::Scope::kNested
+                                                  : planner::Scope::kStack,
+      .keep = settings.keep,
+      .mlp_off = settings.mlp == MlpRows::kAll,
+      .mlp_own = settings.mlp == MlpRows::kOwn,
+      .block = settings.block,
+      .chooser = ChooserOf(settings, config, facts.element_bytes, facts.predictor),
+      .table = TableOf(settings),
+      .evidence = EvidenceOf(settings, facts.predictor)};
   if (std::all_of(choice.keep.begin(), choice.keep.end(), [](double k) { return k >= 1; })) {
     return absl::OkStatus();
   }

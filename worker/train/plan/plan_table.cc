@@ -49,11 +49,12 @@ std::string Details(const OfferRequest& request, const Offer& offer, const std::
       "\nOffer ", offer.id, "\n  bytes: weights ", HumanBytes(bytes.weights), ", trainable ",
       HumanBytes(bytes.trainable), ", saved activations ", HumanBytes(bytes.saved_activations),
       ", transient ", HumanBytes(bytes.transient), ", loss ", HumanBytes(bytes.loss), "\n");
-  absl::StrAppendFormat(&text,
-                        "  seconds of a step: forward %.3g, again %.3g, backward %.3g, head %.3g, "
-                        "choice of rows %.3g, update %.3g, ranks %.3g, copies %.3g, overhead %.3g\n",
-                        step.forward, step.replay, step.backward, step.head, step.selection,
-                        step.optimizer, step.communication, step.offload, step.overhead);
+  absl::StrAppendFormat(
+      &text,
+      "  seconds of a step: forward %.3g, again %.3g, backward %.3g, head %.3g, "
+      "choice of rows %.3g, update %.3g, ranks %.3g, copies %.3g, overhead %.3g\n",
+      step.forward, step.replay, step.backward, step.head, step.selection, step.optimizer,
+      step.communication, step.offload, step.overhead);
   if (step.ratio != 1) {
     absl::StrAppendFormat(&text, "    x%.3g, as earlier runs took\n", step.ratio);
   }

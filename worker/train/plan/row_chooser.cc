@@ -97,12 +97,14 @@ planner::RowChooser ChooserOf(const TokenSettings& settings, const DecoderConfig
   return chooser;
 }
 
-std::optional<planner::ScoredRows::By> TableOf(const TokenSettings& settings) {
+std::optional<planner::ScoredRows> TableOf(const TokenSettings& settings) {
   if (settings.policy != "table") return std::nullopt;
   const std::string& score = settings.spec.table_score();
-  if (score == "entropy") return planner::ScoredRows::By::kEntropy;
-  return score == "loss" || score == "low_loss" ? planner::ScoredRows::By::kLoss
-                                                : planner::ScoredRows::By::kAttention;
+  using By = planner::ScoredRows::By;
+  const By by = score == "entropy"                       ? By::kEntropy
+                : score == "loss" || score == "low_loss" ? By::kLoss
+                                                         : By::kAttention;
+  return planner::ScoredRows{.by = by, .rotated = settings.spec.score_rope()};
 }
 
 double DenseShare(const TokenSettings& settings, int64_t steps) {
@@ -125,16 +127,16 @@ std::string EvidenceOf(const TokenSettings& settings,
                        !settings.kv_all && settings.spec.table_score() != "entropy" &&
                        settings.spec.table_score() != "loss" &&
                        settings.spec.table_score() != "low_loss";
-    const bool near = std::all_of(sparse.begin(), sparse.end(), [](double keep) {
-      return std::abs(keep - 0.5) < kNear;
-    });
+    const bool near = std::all_of(sparse.begin(), sparse.end(),
+                                  [](double keep) { return std::abs(keep - 0.5) < kNear; });
     if (alike && near) text = StudyText(0.5, row.reading, row.stretched);
   }
   if (settings.policy == "predictor" && predictor && predictor->recall > 0) {
-    absl::StrAppendFormat(&text,
-                          "%sits predictor keeps %.0f %% of the blocks that true scores would keep, by its "
-                          "card; what that does to the loss was not measured",
-                          text.empty() ? "" : "; ", 100 * predictor->recall);
+    absl::StrAppendFormat(
+        &text,
+        "%sits predictor keeps %.0f %% of the blocks that true scores would keep, by its "
+        "card; what that does to the loss was not measured",
+        text.empty() ? "" : "; ", 100 * predictor->recall);
   }
   return text;
 }

@@ -24,8 +24,8 @@ planner::RowChooser ChooserOf(const TokenSettings& settings, const DecoderConfig
                               int64_t element_bytes,
                               const std::optional<PredictorFacts>& predictor);
 
-// What a table's numbers are made of; nullopt for other policies.
-std::optional<planner::ScoredRows::By> TableOf(const TokenSettings& settings);
+// What a table's numbers are made of, without rows; nullopt for other policies.
+std::optional<planner::ScoredRows> TableOf(const TokenSettings& settings);
 
 // Share of `steps` steps that compute all rows, those between all and `keep` counted by half.
 double DenseShare(const TokenSettings& settings, int64_t steps);

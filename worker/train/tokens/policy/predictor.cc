@@ -31,17 +31,18 @@ class PredictorPolicy final : public TokenPolicy {
       heads_.try_emplace(name, head->second, shape, AttentionNormOf(decoder, layer), decoder.type,
                          decoder.device);
     };
-    for (const std::string& name : PredictorUseOf(settings, decoder.whole_config()).heads) {
-      if (name == kStackHead) add(name, 0);
-    }
+    if (scope_ == Scope::kStack) add(kStackHead, 0);
     for (int64_t i = 0; i < decoder.config.layers; ++i) {
-      if (settings.keep[i] < 1 && scope_ != Scope::kStack) add(LayerHead(i), i);
+      if (settings.keep[i] < 1 && settings.RowsComeBack()) add(LayerHead(i), i);
       if (settings.keep[i] < 1 && settings.mlp == MlpRows::kOwn) {
         mlp_.try_emplace(i, predictor.mlp.at(i), MlpNormOf(decoder, i), decoder.type,
                          decoder.device);
       }
     }
-    for (const int64_t layer : NestedChoices(settings)) add(AboveHead(layer), layer);
+    for (const int64_t layer : NestedChoices(settings)) {
+      add(LayerHead(layer), layer);
+      add(AboveHead(layer), layer);
+    }
   }
 
   std::vector<float> Scores(const ScoreRequest& request) override {

@@ -75,11 +75,12 @@ FoldedFirst Fold(const at::Tensor& w1, const InputNorm& norm, at::ScalarType typ
   return folded;
 }
 
-PredictorPath Copy(const PredictorPath& path, at::ScalarType type, at::Device device) {
+// `first`: with the large matrix.
+PredictorPath Copy(const PredictorPath& path, bool first, at::ScalarType type, at::Device device) {
   const auto copy = [&](const at::Tensor& matrix) {
     return matrix.to(device, type, /*non_blocking=*/false, /*copy=*/true);
   };
-  return {copy(path.w1), copy(path.w2), copy(path.w3)};
+  return {first ? copy(path.w1) : at::Tensor(), copy(path.w2), copy(path.w3)};
 }
 
 // Rows of every block side by side, a slice of the columns at a time:
@@ -172,15 +173,13 @@ AttentionScorer::AttentionScorer(const AttentionPredictor& predictor, const Pred
                                  const InputNorm& norm, at::ScalarType type, at::Device device)
     : shape_(shape), norm_(norm), scale_(predictor.scale) {
   const at::ScalarType wide = WideType(type);
-  q_ = Copy(predictor.q, wide, device);
-  k_ = Copy(predictor.k, wide, device);
+  q_ = Copy(predictor.q, shape.flat_slice, wide, device);
+  k_ = Copy(predictor.k, shape.flat_slice, wide, device);
   if (shape.flat_slice) return;
   FoldedFirst folded = Fold(at::cat({predictor.q.w1, predictor.k.w1}), norm, type, device);
   first_ = folded.matrix;
   sums_ = folded.sums;
   offsets_ = folded.offsets;
-  // The large ones are in first_.
-  q_.w1 = k_.w1 = at::Tensor();
 }
 
 AttentionScorer::Vectors AttentionScorer::BlockVectors(const at::Tensor& x,
