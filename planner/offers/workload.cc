@@ -151,7 +151,9 @@ std::vector<LayerMemory> LargestLayers(const OfferRequest& request, const Worklo
                       .stream = own_stream ? rows : kept,
                       .attention = kept,
                       .mlp = choice != nullptr && choice->mlp_off ? rows : kept,
-                      .separate = choice != nullptr && choice->separate() && kept < rows,
+                      // Between steps of all rows and the others nearly all are kept.
+                      .separate = choice != nullptr && choice->separate() &&
+                                  (kept < rows || choice->dense_share > 0),
                       .longest = std::min(kept, workload.longest_kept[l])});
   }
   return layers;

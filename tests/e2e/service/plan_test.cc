@@ -174,7 +174,8 @@ TEST_F(Plan, FinishedRunsCorrectTheNextForecast) {
   service_.PutInputs();
   const std::string rates = (service_.workspace().path() / "coordinator/rates.json").string();
   const train::Outcome calibrated = service_.workspace().RunPlain(
-      {"calibrate", "--seconds", "0", "--device", "cpu", "--rates", rates});
+      {"calibrate", "--seconds", "0", "--device", "cpu", "--compute-type",
+       service_.Spec().run().model().compute_type(), "--rates", rates});
   ASSERT_EQ(calibrated.exit_code, 0) << calibrated.err;
   lemo::v1::JobSpec spec = service_.Spec();
   const lemo::v1::PlanJobResponse before = Ask(spec);

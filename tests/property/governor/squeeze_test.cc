@@ -150,7 +150,9 @@ absl::Status WriteDrawnPredictor(const lemo::v1::TokensSpec& spec, const Decoder
   PredictorCard& card = predictor.card;
   card.base = use.base;
   card.shape = {.hidden = config.hidden, .block = use.block, .r1 = 64, .r2 = 16, .p = 8};
-  for (const std::string& head : use.heads) {
+  std::vector<std::string> heads = use.heads;
+  if (heads.empty()) heads = {kStackHead};  // a run that keeps all rows asks none
+  for (const std::string& head : heads) {
     predictor.heads.emplace(head, DrawAttentionPredictor(card.shape, 1, head));
   }
   for (const int64_t layer : use.mlp) {
@@ -353,6 +355,7 @@ TEST_F(Squeeze, NoSpecPassesItsBudget) {
   for (uint64_t seed = 1000; seed < 1360; ++seed) {
     SCOPED_TRACE(absl::StrCat("seed ", seed));
     const Trial trial = RandomTrial(seed, /*may_drop_rows=*/true, /*steps=*/2);
+    SCOPED_TRACE(trial.spec.tokens().ShortDebugString());
     const int64_t least = LeastBudget(Run(trial, 1).status);
     ASSERT_GT(least, 0);
     std::mt19937_64 random(seed);

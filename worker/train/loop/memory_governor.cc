@@ -77,14 +77,33 @@ int64_t LeastOf(const StepModel& model, const Ladder& ladder, int64_t rows,
   return least;
 }
 
-// With the fewest kept rows that the job allows in any step.
+// Of documents up to `rows` rows, with the fewest kept rows that the job allows in any step. That
+// is no matter of the longest one alone: short ones are kept whole, and may be more than what is
+// kept of a longer one. Nor of the steps of all rows: between them and the others an MLP reads
+// nearly all rows, and others than attention does.
 int64_t LeastOf(const StepModel& model, const Ladder& ladder, int64_t rows) {
+  constexpr double kNearlyAll = 0.9999;
   const TokenSettings& tokens = model.tokens;
-  const bool all_rows_first =
-      tokens.warmup_steps > 0 || tokens.anneal_steps > 0 || tokens.cooldown_steps > 0;
-  const std::vector<double> shares =
-      all_rows_first ? std::vector<double>(tokens.keep.size(), 1.0) : tokens.keep;
-  return LeastOf(model, ladder, rows, tokens.Capped(shares, ladder.keep_most(ladder.keeps() - 1)));
+  const std::vector<double> all(tokens.keep.size(), 1.0);
+  std::vector<std::vector<double>> steps = {tokens.keep};
+  if (tokens.warmup_steps > 0 || tokens.anneal_steps > 0 || tokens.cooldown_steps > 0) {
+    steps = {all};
+  }
+  if (tokens.anneal_steps > 0) {
+    steps.push_back(all);
+    for (size_t l = 0; l < all.size(); ++l) {
+      if (tokens.keep[l] < 1) steps.back()[l] = kNearlyAll;
+    }
+  }
+  const double most = ladder.keep_most(ladder.keeps() - 1);
+  int64_t least = 0;
+  for (const std::vector<double>& shares : steps) {
+    const std::vector<double> keep = tokens.Capped(shares, most);
+    for (const int64_t length : {rows, std::min(rows, (kLeastBlocks - 1) * tokens.block)}) {
+      least = std::max(least, LeastOf(model, ladder, length, keep));
+    }
+  }
+  return least;
 }
 
 // The most rows, below `rows`, of a document that `room` is enough for; 0 for none.
