@@ -65,22 +65,40 @@ std::vector<StoragePolicy> PoliciesOf(const std::vector<LayerStorage>& storage) 
 
 std::string Bytes(int64_t bytes) { return absl::StrCat(bytes, " bytes (", HumanBytes(bytes), ")"); }
 
-// What a step on one document of `rows` rows needs at least, with these shares.
-int64_t LeastOf(const StepModel& model, const Ladder& ladder, int64_t rows,
+// What steps on single documents of these lengths need at least, with these shares. Buffers stay as
+// large as one document wanted them while another one passes.
+int64_t LeastOf(const StepModel& model, const Ladder& ladder, const std::vector<int64_t>& lengths,
                 const std::vector<double>& keep) {
-  const std::vector<int32_t> starts = {0, static_cast<int32_t>(rows)};
-  const std::vector<uint8_t> labelled(rows, 1);
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t i = 0; i < ladder.storages(); ++i) {
-    least = std::min(least, NeedOf(model, starts, labelled, keep, ladder.storage(i)).total());
+    StepNeed most;
+    for (const int64_t length : lengths) {
+      const std::vector<int32_t> starts = {0, static_cast<int32_t>(length)};
+      const std::vector<uint8_t> labelled(length, 1);
+      const StepNeed need = NeedOf(model, starts, labelled, keep, ladder.storage(i));
+      most.buffers = std::max(most.buffers, need.buffers);
+      most.passing = std::max(most.passing, need.passing);
+    }
+    least = std::min(least, most.total());
   }
   return least;
 }
 
-// Of documents up to `rows` rows, with the fewest kept rows that the job allows in any step. That
-// is no matter of the longest one alone: short ones are kept whole, and may be more than what is
-// kept of a longer one. Nor of the steps of all rows: between them and the others an MLP reads
-// nearly all rows, and others than attention does.
+// Of documents up to `rows` rows those that can need most. That is not the longest alone: short
+// ones are kept whole, and may be more than what is kept of a longer one; and of one that ends with
+// a whole block more is kept than of one that goes on for a few rows.
+std::vector<int64_t> LengthsUpTo(const StepModel& model, int64_t rows) {
+  const int64_t block = model.tokens.block;
+  std::vector<int64_t> lengths = {rows};
+  for (const int64_t other : {rows - rows % block, (kLeastBlocks - 1) * block}) {
+    if (other > 0 && other < rows) lengths.push_back(other);
+  }
+  return lengths;
+}
+
+// Of documents up to `rows` rows, with the fewest kept rows that the job allows in any step. Those
+// are not always the steps of all rows: between them and the others an MLP reads nearly all rows,
+// and others than attention does.
 int64_t LeastOf(const StepModel& model, const Ladder& ladder, int64_t rows) {
   constexpr double kNearlyAll = 0.9999;
   const TokenSettings& tokens = model.tokens;
@@ -98,10 +116,8 @@ int64_t LeastOf(const StepModel& model, const Ladder& ladder, int64_t rows) {
   const double most = ladder.keep_most(ladder.keeps() - 1);
   int64_t least = 0;
   for (const std::vector<double>& shares : steps) {
-    const std::vector<double> keep = tokens.Capped(shares, most);
-    for (const int64_t length : {rows, std::min(rows, (kLeastBlocks - 1) * tokens.block)}) {
-      least = std::max(least, LeastOf(model, ladder, length, keep));
-    }
+    least = std::max(least,
+                     LeastOf(model, ladder, LengthsUpTo(model, rows), tokens.Capped(shares, most)));
   }
   return least;
 }
@@ -324,7 +340,8 @@ absl::StatusOr<MemoryGovernor::Plan> MemoryGovernor::Prepare(const Batch& batch,
 bool MemoryGovernor::CanKeep(double keep_least, int64_t step, int64_t steps) {
   const std::vector<double> shares =
       model_.tokens.Raised(model_.tokens.KeepAt(step, steps), keep_least);
-  double fits = LeastOf(model_, ladder_, least_.train_rows, shares) <= Room() ? 1 : 0;
+  double fits =
+      LeastOf(model_, ladder_, LengthsUpTo(model_, least_.train_rows), shares) <= Room() ? 1 : 0;
   if (gang_.alone()) return fits > 0;
   for (const std::vector<double>& rank : gang_.Everyones({fits})) fits = std::min(fits, rank[0]);
   return fits > 0;

@@ -64,6 +64,8 @@ struct FoldedFirst {
 // `w1` [r, H] fp32 with the norm's gain in it, in `type`.
 FoldedFirst Fold(const at::Tensor& w1, const InputNorm& norm, at::ScalarType type,
                  at::Device device) {
+  // A gain that trains would have its graph, and with it the matrix in front of the product.
+  const at::NoGradGuard no_grad;
   const at::ScalarType wide = WideType(type);
   at::Tensor matrix = w1.to(device, wide);
   FoldedFirst folded;
