@@ -12,9 +12,12 @@ struct Price {
   int64_t bytes = 0;
   double seconds = 0;
   double kept = 0;
+  // Whose rows were chosen, and not cut off by a shorter window. What either costs in quality at
+  // equal `kept` is not known, so that neither is worse.
+  bool chosen = false;
 };
 
-// No worse in all three, better in one.
+// No worse in all three, better in one, and of one kind where both leave rows out.
 bool Dominates(const Price& a, const Price& b);
 
 // Indexes of the prices that none dominates, by rising bytes; of equal ones the first alone.

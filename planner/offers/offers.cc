@@ -170,7 +170,8 @@ int64_t Enumeration::AddCandidate(Path& path, const StepClock& clock, size_t ste
   Candidate candidate{.run = paths_.size(), .steps = steps};
   candidate.price = {.bytes = ForecastMemory(path.memory).high.total,
                      .seconds = seconds * static_cast<double>(request_.steps),
-                     .kept = works_[path.run.work].load.kept_share};
+                     .kept = works_[path.run.work].load.kept_share,
+                     .chosen = works_[path.run.work].token_choice >= 0};
   candidate.device_seconds =
       candidate.price.seconds *
       static_cast<double>(path.run.split.tensor_ranks * path.run.split.data_ranks);
@@ -469,7 +470,7 @@ Offers Enumeration::Make() {
 }
 
 Price PriceOf(const Offer& offer) {
-  return {offer.memory.high.total, offer.finish_seconds, offer.kept_share};
+  return {offer.memory.high.total, offer.finish_seconds, offer.kept_share, offer.token_choice >= 0};
 }
 
 }  // namespace

@@ -207,7 +207,9 @@ struct Offer {
   int64_t ranks() const { return tensor_ranks * data_ranks; }
 };
 
-// Whether `a` is no worse than `b` in memory, time and rows kept, and better in one of them.
+// Whether `a` is no worse than `b` in memory, time and rows kept, and better in one of them. A
+// choice of rows and a shorter window leave out others, so that of these neither is no worse than
+// the other.
 bool Dominates(const Offer& a, const Offer& b);
 
 // One bound of a wish that cannot be met.

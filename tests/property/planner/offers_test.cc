@@ -285,7 +285,7 @@ TEST(FrontProperty, IsWhatNoPriceDominates) {
     // Few values, so that there are ties.
     for (Price& price : prices) {
       price = {dice.Number(1, 8), static_cast<double>(dice.Number(1, 8)),
-               static_cast<double>(dice.Number(1, 3)) / 4};
+               static_cast<double>(dice.Number(1, 4)) / 4, dice.Number(0, 1) == 1};
     }
     std::set<size_t> expected;
     for (size_t i = 0; i < prices.size(); ++i) {
@@ -293,7 +293,8 @@ TEST(FrontProperty, IsWhatNoPriceDominates) {
       for (size_t k = 0; k < prices.size(); ++k) {
         const bool equal = prices[k].bytes == prices[i].bytes &&
                            prices[k].seconds == prices[i].seconds &&
-                           prices[k].kept == prices[i].kept;
+                           prices[k].kept == prices[i].kept &&
+                           (prices[k].kept >= 1 || prices[k].chosen == prices[i].chosen);
         out = out || Dominates(prices[k], prices[i]) || (equal && k < i);
       }
       if (!out) expected.insert(i);

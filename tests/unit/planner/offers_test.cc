@@ -113,6 +113,21 @@ TEST(Offers, AShortWindowStandsBesideTheSparseRun) {
   EXPECT_THAT(windows, Contains(4096));
 }
 
+// What either loses is not known, so neither takes the other off the front, whatever choosing
+// costs.
+TEST(Offers, TheRunThatWasAskedForIsShownBesideTheShortWindow) {
+  OfferRequest request = Request();
+  request.tokens = {Half()};
+  request.tokens[0].chooser = {
+      .by = RowChooser::By::kPredictor, .held_bytes = 1 << 28, .first_width = 4096};
+  request.short_windows = {2048};
+  const Offers offers = MakeOffers(request);
+  const auto is_sparse = [](const Offer& offer) { return offer.token_choice >= 0; };
+  const auto is_short = [](const Offer& offer) { return offer.window == 2048; };
+  EXPECT_TRUE(std::any_of(offers.front.begin(), offers.front.end(), is_sparse));
+  EXPECT_TRUE(std::any_of(offers.front.begin(), offers.front.end(), is_short));
+}
+
 TEST(Offers, RanksCostDevicesAndABoundOfDevicesTakesThemAway) {
   OfferRequest request = Request();
   request.world_sizes = {1, 2, 4};
