@@ -6,8 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
@@ -93,7 +93,8 @@ TEST_F(SharedFiles, IsFilledOnceAndReadByAll) {
 TEST_F(SharedFiles, NobodyCanWrite) {
   const auto file = Map("a");
   ASSERT_TRUE(file.ok()) << file.status();
-  // The kernel is asked: a write of our own would end in a signal, which a sanitiser takes for itself.
+  // The kernel is asked: a write of our own would end in a signal, which a sanitiser takes for
+  // itself.
   const int zeros = open("/dev/zero", O_RDONLY | O_CLOEXEC);
   ASSERT_GE(zeros, 0);
   EXPECT_EQ(read(zeros, const_cast<char*>((*file)->data()), 1), -1);
