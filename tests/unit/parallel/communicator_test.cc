@@ -1,4 +1,5 @@
-// Collectives on inputs whose results are exact, on 1, 2 and 4 ranks (communicator.h).
+// Collectives on inputs whose results are exact, on 1, 2 and 4 ranks (communicator.h): over MPI,
+// and over NCCL where every rank has a CUDA device.
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,6 +10,8 @@
 #include <thread>
 
 #include "tests/support/test_gang.h"
+#include "worker/train/loop/device.h"
+#include "worker/train/parallel/nccl_communicator.h"
 
 namespace lemo::train {
 namespace {
@@ -24,14 +27,14 @@ constexpr at::ScalarType kTypes[] = {at::kDouble, at::kFloat, at::kBFloat16,
                                      at::kLong,   at::kInt,   at::kByte};
 
 // Small whole numbers, which every type adds exactly; another tensor on every rank.
-at::Tensor Numbers(int rank, int64_t count, at::ScalarType type) {
-  return at::arange(count, at::kLong).mul(7).add(rank).remainder(11).to(type);
+at::Tensor Numbers(int rank, int64_t count, at::TensorOptions options) {
+  return at::arange(count, at::kLong).mul(7).add(rank).remainder(11).to(options);
 }
 
-at::Tensor SumOfNumbers(int64_t count, at::ScalarType type) {
+at::Tensor SumOfNumbers(int64_t count, at::TensorOptions options) {
   at::Tensor sum = at::zeros({count}, at::kLong);
   for (int r = 0; r < Size(); ++r) sum += Numbers(r, count, at::kLong);
-  return sum.to(type);
+  return sum.to(options);
 }
 
 // Parts of other sizes, one of them empty.
@@ -47,91 +50,129 @@ int64_t First(const std::vector<int64_t>& counts, int rank) {
   return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
 }
 
-TEST(AllReduce, AddsEveryType) {
+enum class Backend { kMpi, kNccl };
+
+class Collectives : public testing::TestWithParam<Backend> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == Backend::kMpi) return;
+    const absl::StatusOr<Compute> compute =
+        ChooseCompute("cuda", "bfloat16", TestGang().node().rank());
+    // Ranks without a device keep the others from waiting for them.
+    const absl::Status all = Agree(World(), compute.status());
+    if (!all.ok()) GTEST_SKIP() << all;
+    device_ = compute->device;
+    absl::StatusOr<std::unique_ptr<Communicator>> made =
+        MakeNcclCommunicator(World().Split(0, Rank()), device_);
+    ASSERT_TRUE(made.ok()) << made.status();
+    nccl_ = *std::move(made);
+  }
+
+  Communicator& group() { return nccl_ ? *nccl_ : World(); }
+  at::TensorOptions On(at::ScalarType type) const {
+    return at::TensorOptions().dtype(type).device(device_);
+  }
+
+ private:
+  at::Device device_ = at::kCPU;
+  std::unique_ptr<Communicator> nccl_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Backends, Collectives, testing::Values(Backend::kMpi, Backend::kNccl),
+                         [](const auto& test) {
+                           return test.param == Backend::kMpi ? "Mpi" : "Nccl";
+                         });
+
+TEST_P(Collectives, AllReduceAddsEveryType) {
   for (const at::ScalarType type : kTypes) {
     for (const int64_t count : {0, 1, 1000, 300001}) {
-      const at::Tensor tensor = Numbers(Rank(), count, type);
-      World().AllReduce(tensor, ReduceOp::kSum).Wait();
-      EXPECT_TRUE(tensor.equal(SumOfNumbers(count, type))) << type << " " << count;
+      const at::Tensor tensor = Numbers(Rank(), count, On(type));
+      group().AllReduce(tensor, ReduceOp::kSum).Wait();
+      EXPECT_TRUE(tensor.equal(SumOfNumbers(count, On(type)))) << type << " " << count;
     }
   }
 }
 
-TEST(AllReduce, TakesTheLargest) {
+TEST_P(Collectives, AllReduceTakesTheLargest) {
   for (const at::ScalarType type : kTypes) {
-    const at::Tensor tensor = Numbers(Rank(), 1000, type);
+    const at::Tensor tensor = Numbers(Rank(), 1000, On(type));
     at::Tensor largest = Numbers(0, 1000, at::kLong);
     for (int r = 1; r < Size(); ++r) largest = largest.maximum(Numbers(r, 1000, at::kLong));
-    World().AllReduce(tensor, ReduceOp::kMax).Wait();
-    EXPECT_TRUE(tensor.equal(largest.to(type))) << type;
+    group().AllReduce(tensor, ReduceOp::kMax).Wait();
+    EXPECT_TRUE(tensor.equal(largest.to(On(type)))) << type;
   }
 }
 
-TEST(AllReduce, GivesEveryRankTheSameBits) {
-  const at::Tensor tensor = at::arange(100003, at::kFloat).add(Rank()).mul(1.0 / 3).sin();
-  World().AllReduce(tensor, ReduceOp::kSum).Wait();
+TEST_P(Collectives, AllReduceGivesEveryRankTheSameBits) {
+  const at::Tensor tensor = at::arange(100003, On(at::kFloat)).add(Rank()).mul(1.0 / 3).sin();
+  group().AllReduce(tensor, ReduceOp::kSum).Wait();
   const at::Tensor first = tensor.clone();
-  World().Broadcast(first, 0).Wait();
+  group().Broadcast(first, 0).Wait();
   EXPECT_TRUE(tensor.equal(first));
 }
 
-TEST(AllReduce, ManyAtOnceAndWaitedForInAnyOrder) {
+TEST_P(Collectives, ManyAtOnceAreWaitedForInAnyOrder) {
   std::vector<at::Tensor> tensors;
   std::vector<Pending> pending;
   for (int i = 0; i < 20; ++i) {
-    tensors.push_back(Numbers(Rank() + i, 5000, at::kFloat));
-    pending.push_back(World().AllReduce(tensors.back(), ReduceOp::kSum));
+    tensors.push_back(Numbers(Rank() + i, 5000, On(at::kFloat)));
+    pending.push_back(group().AllReduce(tensors.back(), ReduceOp::kSum));
   }
   for (int i = 19; i >= 0; --i) pending[i].Wait();
   for (int i = 0; i < 20; ++i) {
-    at::Tensor sum = at::zeros({5000}, at::kFloat);
-    for (int r = 0; r < Size(); ++r) sum += Numbers(r + i, 5000, at::kFloat);
+    at::Tensor sum = at::zeros({5000}, On(at::kFloat));
+    for (int r = 0; r < Size(); ++r) sum += Numbers(r + i, 5000, On(at::kFloat));
     EXPECT_TRUE(tensors[i].equal(sum)) << i;
   }
 }
 
-TEST(ReduceScatter, GivesEachRankItsPartOfTheSum) {
+TEST_P(Collectives, ReduceScatterGivesEachRankItsPartOfTheSum) {
   for (const at::ScalarType type : kTypes) {
     const std::vector<int64_t> counts = UnequalCounts();
-    const at::Tensor output = at::empty({counts[Rank()]}, type);
-    World().ReduceScatter(Numbers(Rank(), Total(counts), type), output, counts).Wait();
+    const at::Tensor output = at::empty({counts[Rank()]}, On(type));
+    group().ReduceScatter(Numbers(Rank(), Total(counts), On(type)), output, counts).Wait();
     EXPECT_TRUE(output.equal(
-        SumOfNumbers(Total(counts), type).narrow(0, First(counts, Rank()), counts[Rank()])))
+        SumOfNumbers(Total(counts), On(type)).narrow(0, First(counts, Rank()), counts[Rank()])))
         << type;
   }
 }
 
-TEST(AllGather, PutsUnequalPartsTogether) {
+TEST_P(Collectives, AllGatherPutsUnequalPartsTogether) {
   for (const bool in_place : {false, true}) {
     const std::vector<int64_t> counts = UnequalCounts();
-    const at::Tensor whole = at::full({Total(counts)}, -1, at::kFloat);
+    const at::Tensor whole = at::full({Total(counts)}, -1, On(at::kFloat));
     at::Tensor part = whole.narrow(0, First(counts, Rank()), counts[Rank()]);
     if (!in_place) part = part.clone();
-    part.copy_(Numbers(Rank(), counts[Rank()], at::kFloat));
-    World().AllGather(part, whole, counts).Wait();
+    part.copy_(Numbers(Rank(), counts[Rank()], On(at::kFloat)));
+    group().AllGather(part, whole, counts).Wait();
     for (int r = 0; r < Size(); ++r) {
       EXPECT_TRUE(
-          whole.narrow(0, First(counts, r), counts[r]).equal(Numbers(r, counts[r], at::kFloat)))
+          whole.narrow(0, First(counts, r), counts[r]).equal(Numbers(r, counts[r], On(at::kFloat))))
           << in_place << " " << r;
     }
   }
 }
 
-TEST(Broadcast, FromEveryRank) {
+TEST_P(Collectives, BroadcastsFromEveryRank) {
   for (int root = 0; root < Size(); ++root) {
-    const at::Tensor tensor = Numbers(Rank(), 1000, at::kBFloat16);
-    World().Broadcast(tensor, root).Wait();
-    EXPECT_TRUE(tensor.equal(Numbers(root, 1000, at::kBFloat16)));
+    const at::Tensor tensor = Numbers(Rank(), 1000, On(at::kBFloat16));
+    group().Broadcast(tensor, root).Wait();
+    EXPECT_TRUE(tensor.equal(Numbers(root, 1000, On(at::kBFloat16))));
   }
 }
 
-TEST(SendReceive, AroundTheRing) {
+TEST_P(Collectives, SendsAroundTheRing) {
+  if (Size() == 1 && GetParam() == Backend::kNccl) GTEST_SKIP() << "NCCL sends to others alone";
   const int next = (Rank() + 1) % Size(), former = (Rank() + Size() - 1) % Size();
-  const at::Tensor received = at::empty({70000}, at::kFloat);
-  Pending sent = World().Send(Numbers(Rank(), 70000, at::kFloat), next);
-  World().Receive(received, former).Wait();
+  const at::Tensor received = at::empty({70000}, On(at::kFloat));
+  const auto send = [&] { return group().Send(Numbers(Rank(), 70000, On(at::kFloat)), next); };
+  Pending sent, got;
+  if (Rank() % 2 == 0) sent = send();
+  got = group().Receive(received, former);
+  if (Rank() % 2 != 0) sent = send();
+  got.Wait();
   sent.Wait();
-  EXPECT_TRUE(received.equal(Numbers(former, 70000, at::kFloat)));
+  EXPECT_TRUE(received.equal(Numbers(former, 70000, On(at::kFloat))));
 }
 
 TEST(Split, MakesGroupsInTheOrderOfTheKeys) {

@@ -73,6 +73,8 @@ class Communicator {
   virtual Pending AllGather(const at::Tensor& input, const at::Tensor& output,
                             const std::vector<int64_t>& counts) = 0;
   virtual Pending Broadcast(const at::Tensor& tensor, int root) = 0;
+  // Over NCCL one ends before the next of the same rank begins, so that not all of a ring may send
+  // first.
   virtual Pending Send(const at::Tensor& tensor, int to) = 0;
   virtual Pending Receive(const at::Tensor& tensor, int from) = 0;
   // Returns when every rank has called it.
