@@ -150,19 +150,16 @@ TEST(PlanRequest, HasWhatRowsAreChosenBy) {
   EXPECT_EQ(table.chooser, planner::RowChooser());
 }
 
-TEST(PlanRequest, CountsThePredictorThatIsThereOrOneOfTheDefaultWidths) {
+TEST(PlanRequest, CountsThePredictorAndRefusesToPlanWithoutOne) {
   const nlohmann::json tokens = {{"policy", "predictor"}, {"scope", "stack"}, {"keep", {0.5}}};
-  const planner::TokenChoice expected = ChoiceOf(tokens);
-  // One network: two paths of 256 x 128, 128 x 256 and 64 x 128.
-  EXPECT_EQ(expected.chooser.first_width, 256);
-  EXPECT_EQ(expected.chooser.held_bytes, 2 * 4 * (256 * 128 + 128 * 256 + 64 * 128));
-  EXPECT_TRUE(expected.chooser.own_stream);
-  EXPECT_EQ(expected.evidence, "");
+  EXPECT_EQ(PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), Facts()).status().code(),
+            absl::StatusCode::kInvalidArgument);
   PlanFacts facts = Facts();
   facts.predictor = {.held_bytes = 1000, .first_width = 48, .recall = 0.71};
   const planner::TokenChoice known = ChoiceOf(tokens, facts);
   EXPECT_EQ(known.chooser.first_width, 48);
   EXPECT_EQ(known.chooser.held_bytes, 1000);
+  EXPECT_TRUE(known.chooser.own_stream);
   EXPECT_THAT(known.evidence, HasSubstr("71 %"));
 }
 

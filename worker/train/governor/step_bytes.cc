@@ -143,7 +143,7 @@ absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const Decod
   memory.threads = facts.device.threads;
   memory.own_memory = own_memory;
   if (!model.tokens.dense()) {
-    memory.chooser = ChooserOf(model.tokens, config, element_bytes, predictor);
+    memory.chooser = ChooserOf(model.tokens, predictor);
     memory.chooser.own_stream |= memory.sequence && memory.chooser.by != RowChooser::By::kPlace;
   }
   const planner::AdapterRanks& ranks = request.tuning.adapters;

@@ -400,11 +400,7 @@ absl::StatusOr<int64_t> MemoryGovernor::PrepareEvaluation(const Dataset& data, i
     all += data.length(i);
   }
   const auto need_of = [&](int64_t limit) {
-    const int64_t rows = std::max(longest, std::min(limit, all));
-    StepNeed need = EvaluationNeed(model_, rows, longest);
-    // Held-out documents are in no table, and are scored when a sparse pass first meets them.
-    need.passing = std::max(need.passing, ScoresNeed(model_, rows, longest).passing);
-    return need;
+    return NeedOfEvaluation(std::max(longest, std::min(limit, all)), longest);
   };
   const auto fitting = [&] {
     int64_t limit = wanted;
@@ -502,6 +498,16 @@ absl::StatusOr<int64_t> MemoryGovernor::PreparePublishing(int64_t wanted) {
   return rows;
 }
 
+StepNeed MemoryGovernor::NeedOfEvaluation(int64_t rows, int64_t longest) const {
+  StepNeed need = EvaluationNeed(model_, rows, longest);
+  // Held-out documents are in no table, and are scored when a sparse pass first meets them.
+  const lemo::v1::EvalSpec& eval = inputs_.spec.eval();
+  if (eval.sparse() || eval.shadow_every_steps() > 0) {
+    need.passing = std::max(need.passing, ScoresNeed(model_, rows, longest).passing);
+  }
+  return need;
+}
+
 std::string MemoryGovernor::HeldInWords() const {
   if (!device_.is_cpu()) return absl::StrCat("Held beside it are ", Bytes(Held()));
   const MemoryUsage usage = CurrentMemory();
@@ -555,7 +561,7 @@ std::vector<MemoryGovernor::Needed> MemoryGovernor::LeastNeeds(bool any_checkpoi
   }
   if (least_.eval_rows > 0) {
     add(absl::StrCat("an evaluation of its longest document, ", least_.eval_rows, " rows"),
-        EvaluationNeed(model_, least_.eval_rows, least_.eval_rows).total());
+        NeedOfEvaluation(least_.eval_rows, least_.eval_rows).total());
   }
   if ((any_checkpoint || spec.checkpoint().every_steps() > 0) && least_.checkpoints.writes()) {
     add("the copy that a checkpoint is written from",

@@ -63,8 +63,8 @@ planner::Sharding ShardingOf(const std::string& name) {
   return planner::Sharding::kNone;
 }
 
-absl::Status AddTokens(const TokenSettings& settings, const DecoderConfig& config,
-                       const PlanFacts& facts, OfferRequest* request) {
+absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
+                       OfferRequest* request) {
   if (settings.dense()) return absl::OkStatus();
   const auto refuse = [](const std::string& what) {
     return absl::InvalidArgumentError(
@@ -75,17 +75,16 @@ absl::Status AddTokens(const TokenSettings& settings, const DecoderConfig& confi
   if (settings.kv_all) return refuse("kv_all");
   // A study's instrument, which saves no time.
   if (settings.policy == "oracle") return refuse("policy oracle");
-  planner::TokenChoice choice{
-      .scope = settings.RowsComeBack()            ? planner::Scope::kLayer
-               : settings.scope == Scope::kNested ? planner::Scope::kNested
-                                                  : planner::Scope::kStack,
-      .keep = settings.keep,
-      .mlp_off = settings.mlp == MlpRows::kAll,
-      .mlp_own = settings.mlp == MlpRows::kOwn,
-      .block = settings.block,
-      .chooser = ChooserOf(settings, config, facts.element_bytes, facts.predictor),
-      .table = TableOf(settings),
-      .evidence = EvidenceOf(settings, facts.predictor)};
+  planner::TokenChoice choice{.scope = settings.RowsComeBack()            ? planner::Scope::kLayer
+                                       : settings.scope == Scope::kNested ? planner::Scope::kNested
+                                                                          : planner::Scope::kStack,
+                              .keep = settings.keep,
+                              .mlp_off = settings.mlp == MlpRows::kAll,
+                              .mlp_own = settings.mlp == MlpRows::kOwn,
+                              .block = settings.block,
+                              .chooser = ChooserOf(settings, facts.predictor),
+                              .table = TableOf(settings),
+                              .evidence = EvidenceOf(settings, facts.predictor)};
   if (std::all_of(choice.keep.begin(), choice.keep.end(), [](double k) { return k >= 1; })) {
     return absl::OkStatus();
   }
@@ -152,7 +151,7 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
   Violations violations;
   const TokenSettings settings = MakeTokenSettings(spec.tokens(), config.layers, &violations);
   LEMO_RETURN_IF_ERROR(violations.ToStatus());
-  LEMO_RETURN_IF_ERROR(AddTokens(settings, config, facts, &request));
+  LEMO_RETURN_IF_ERROR(AddTokens(settings, facts, &request));
   if (!request.tokens.empty()) {
     const planner::TokenChoice& choice = request.tokens.front();
     const double keep = std::accumulate(choice.keep.begin(), choice.keep.end(), 0.0) /

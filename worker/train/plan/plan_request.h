@@ -28,7 +28,7 @@ struct PlanFacts {
   int64_t longest_evaluated = 0;  // document of the data for evaluation
   // Whether a document that is longer than a window is split; else no window is shorter than one.
   bool splits = true;
-  std::optional<PredictorFacts> predictor;  // of policy `predictor`, where there is one
+  std::optional<PredictorFacts> predictor;  // of policy `predictor`
 };
 
 // What is wished of the offers. Absent or empty: as the spec has it.

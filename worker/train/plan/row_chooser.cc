@@ -10,10 +10,6 @@
 namespace lemo::train {
 namespace {
 
-// Of a predictor that a run trains for itself (FillDefaults of PredictorSpec).
-constexpr int64_t kFirst = 128, kSecond = 128, kPair = 64;
-constexpr int64_t kWideBytes = 4;
-
 // bench/results/2026-11-29-quality.md: perplexity above the dense run's, in percent, with half of
 // the rows; task a reads on in a novel, task b does so at four times the length that the base knew.
 struct Studied {
@@ -27,7 +23,6 @@ constexpr Studied kStudied[] = {
     {Scope::kStack, "random", MlpRows::kShared, true, 1.8, 1.4},
     {Scope::kStack, "recency", MlpRows::kShared, true, 1.0, 1.7},
     {Scope::kStack, "norm", MlpRows::kShared, true, 2.0, 1.4},
-    {Scope::kStack, "oracle", MlpRows::kShared, true, 1.4, 0.4},
     {Scope::kStack, "table", MlpRows::kShared, true, 1.5, 0.5},
     {Scope::kNested, "random", MlpRows::kShared, false, 1.8, 1.8},
     {Scope::kGroup, "random", MlpRows::kShared, false, 4.1, 5.7},
@@ -38,9 +33,6 @@ constexpr Studied kStudied[] = {
     {Scope::kLayer, "norm", MlpRows::kAll, false, 2.9, 2.9},
     {Scope::kLayer, "norm", MlpRows::kShared, false, 5.1, 4.1},
     {Scope::kLayer, "norm", MlpRows::kShared, true, 2.0, 1.7},
-    {Scope::kLayer, "oracle", MlpRows::kAll, false, 2.7, 5.9},
-    {Scope::kLayer, "oracle", MlpRows::kAll, true, 7.2, 9.8},
-    {Scope::kLayer, "oracle", MlpRows::kShared, true, 24.6, 17.3},
 };
 // Shares of the window's length.
 struct StudiedWindow {
@@ -59,37 +51,18 @@ std::string StudyText(double share, double reading, double stretched) {
       share, reading, stretched);
 }
 
-// Networks that the choices of a run ask for attention's rows.
-int64_t Heads(const TokenSettings& settings) {
-  if (settings.scope == Scope::kStack) return 1;
-  int64_t heads = 0;
-  double share = 1;
-  for (const double keep : settings.keep) {
-    heads += settings.scope == Scope::kNested ? keep < share : keep < 1;
-    share = std::min(share, keep);
-  }
-  return heads;
-}
-
 }  // namespace
 
-planner::RowChooser ChooserOf(const TokenSettings& settings, const DecoderConfig& config,
-                              int64_t element_bytes,
+planner::RowChooser ChooserOf(const TokenSettings& settings,
                               const std::optional<PredictorFacts>& predictor) {
   planner::RowChooser chooser;
   if (settings.policy == "norm") chooser.by = planner::RowChooser::By::kNorm;
   if (settings.policy == "predictor") {
-    chooser.by = planner::RowChooser::By::kPredictor;
-    if (predictor) {
-      chooser.held_bytes = predictor->held_bytes;
-      chooser.first_width = predictor->first_width;
-      chooser.flat_slice = predictor->flat_slice;
-    } else {
-      const int64_t head = 2 * (config.hidden * kFirst * element_bytes +
-                                (2 * kFirst * kSecond + kSecond * kPair) * kWideBytes);
-      chooser.held_bytes = Heads(settings) * head;
-      chooser.first_width = 2 * kFirst;
-    }
+    const PredictorFacts facts = predictor.value_or(PredictorFacts());
+    chooser = {.by = planner::RowChooser::By::kPredictor,
+               .held_bytes = facts.held_bytes,
+               .first_width = facts.first_width,
+               .flat_slice = facts.flat_slice};
   }
   // Rows that will not be embedded are embedded to be looked at.
   chooser.own_stream =
@@ -120,16 +93,15 @@ std::string EvidenceOf(const TokenSettings& settings,
                [](double keep) { return keep < 1; });
   if (sparse.empty()) return "";
   const bool all_layers = sparse.size() == settings.keep.size();
+  const bool half = std::all_of(sparse.begin(), sparse.end(),
+                                [](double keep) { return std::abs(keep - 0.5) < kNear; });
+  const bool by_attention =
+      settings.spec.table_score().empty() || settings.spec.table_score() == "attention";
   std::string text;
   for (const Studied& row : kStudied) {
     const bool alike = row.scope == settings.scope && row.policy == settings.policy &&
-                       row.mlp == settings.mlp && row.all_layers == all_layers &&
-                       !settings.kv_all && settings.spec.table_score() != "entropy" &&
-                       settings.spec.table_score() != "loss" &&
-                       settings.spec.table_score() != "low_loss";
-    const bool near = std::all_of(sparse.begin(), sparse.end(),
-                                  [](double keep) { return std::abs(keep - 0.5) < kNear; });
-    if (alike && near) text = StudyText(0.5, row.reading, row.stretched);
+                       row.mlp == settings.mlp && row.all_layers == all_layers;
+    if (alike && half && by_attention) text = StudyText(0.5, row.reading, row.stretched);
   }
   if (settings.policy == "predictor" && predictor && predictor->recall > 0) {
     absl::StrAppendFormat(

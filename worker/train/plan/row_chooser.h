@@ -6,7 +6,6 @@
 #include <string>
 
 #include "planner/memory/memory.h"
-#include "worker/train/model/family/decoder_config.h"
 #include "worker/train/tokens/settings.h"
 
 namespace lemo::train {
@@ -19,9 +18,9 @@ struct PredictorFacts {
   double recall = 0;  // by its card, in the mean over them, at about the run's share; 0: not known
 };
 
-// `predictor` absent: one of the default widths, which is what the run would train first.
-planner::RowChooser ChooserOf(const TokenSettings& settings, const DecoderConfig& config,
-                              int64_t element_bytes,
+// `predictor` is to be there for policy `predictor`: without it the planner refuses what comes of
+// it.
+planner::RowChooser ChooserOf(const TokenSettings& settings,
                               const std::optional<PredictorFacts>& predictor);
 
 // What a table's numbers are made of, without rows; nullopt for other policies.
