@@ -6,9 +6,12 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <numeric>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "tests/support/test_gang.h"
 #include "worker/train/loop/device.h"
 #include "worker/train/parallel/nccl_communicator.h"
@@ -218,6 +221,26 @@ TEST(Agree, TheFirstFailureIsEverybodys) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("no such file"));
 }
 
+// Files by which ranks tell rank 0 what they cannot tell by a collective. mpirun is the parent of
+// all.
+std::filesystem::path Sign(int rank) {
+  return std::filesystem::path(testing::TempDir()) /
+         absl::StrCat("lemo_communicator_", ::getppid(), "_", rank);
+}
+
+// Until all others have given the sign.
+void AwaitSigns() {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  for (int rank = 1; rank < Size();) {
+    if (std::filesystem::remove(Sign(rank))) {
+      ++rank;
+      continue;
+    }
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "rank " << rank;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
 // Rank 0 works longer than the timeout before it comes. Who waits for what one does alone is
 // patient with a rank that answers; in what all do at once that rank is late.
 TEST(Wait, IsPatientWithARankThatWorksButInTimedWork) {
@@ -226,21 +249,23 @@ TEST(Wait, IsPatientWithARankThatWorksButInTimedWork) {
   parallel.set_timeout_seconds(0.2);
   ASSERT_TRUE(TestGang().Arrange(&parallel, c10::kCPU).ok());
   const auto sum = [] {
-    if (Rank() == 0) std::this_thread::sleep_for(std::chrono::seconds(1));
     const at::Tensor one = at::ones({1}, at::kLong);
     World().AllReduce(one, ReduceOp::kSum).Wait();
     return one.item<int64_t>();
   };
   TestGang().Tell("its own work");
+  if (Rank() == 0) std::this_thread::sleep_for(std::chrono::seconds(1));
   EXPECT_EQ(sum(), Size());
   std::string late;
   try {
     const Gang::Timed timed(TestGang());
+    if (Rank() == 0) AwaitSigns();
     sum();
   } catch (const GangError& error) {
     EXPECT_TRUE(absl::IsDeadlineExceeded(error.status()));
     late = error.what();
   }
+  if (Rank() != 0) std::ofstream(Sign(Rank())).put('x');
   if (Rank() == 0) {
     EXPECT_EQ(late, "");
   } else {
