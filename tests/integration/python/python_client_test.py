@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import unittest
 from pathlib import Path
 
@@ -107,16 +108,19 @@ class PythonClient(unittest.TestCase):
 
     def test_goes_on_when_the_coordinator_was_killed(self):
         process = self.submit(self.spec(steps=60))
-        before = []
+        watchdog = threading.Timer(PATIENCE_SECONDS, process.kill)
+        watchdog.start()
+        self.addCleanup(watchdog.cancel)
+        # All by one reader: communicate() does not see the lines that an iteration before it has read ahead.
+        out = ""
         for line in process.stdout:
-            before.append(line)
+            out += line
             if line.startswith("step 3/"):
-                break
-        self.coordinator.send_signal(signal.SIGKILL)
-        self.coordinator.wait()
-        self.coordinator = self.start_coordinator()
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
-        out = "".join(before) + out
+                self.coordinator.send_signal(signal.SIGKILL)
+                self.coordinator.wait()
+                self.coordinator = self.start_coordinator()
+        err = process.stderr.read()
+        process.wait()
         self.assertEqual(process.returncode, 0, out + err)
         self.assertIn("connection lost", err)
         # Each step once and in order.
