@@ -38,7 +38,12 @@ Predictor Sample(const std::string& created = "2026-11-29T00:00:00Z") {
   card.steps = 3;
   card.quality["layers.0"] = {std::vector<double>(kRecallShares.size(), 0.875), 0.5, 0.25, 0.125};
   card.loss_curve = {{1, 0.5}, {3, 0.25}};
-  card.allocated = {0.5, {1.0, 0.25}, {0.2, 0.4}, {{0.5, 0.25}, {0.125, 0.0}}};
+  card.allocated = {.mean = 0.5,
+                    .keep = {1.0, 0.25},
+                    .mlp = "off",
+                    .sequences = 7,
+                    .loss_gap = 0.25,
+                    .rises = {{0.2, 0.4}, {{0.5, 0.25}, {0.125, 0.0}}}};
   card.created = created;
   card.lemo_version = "0";
   for (const char* head : {"layers.0", "layers.1", "stack"}) {
@@ -82,9 +87,27 @@ TEST_F(PredictorArtifact, ReadsBackWhatWasWritten) {
   EXPECT_TRUE(at::equal(read->mlp.at(1).w2, written.mlp.at(1).w2));
   EXPECT_EQ(read->card.loss_curve, written.card.loss_curve);
   EXPECT_EQ(read->card.allocated.keep, written.card.allocated.keep);
-  EXPECT_EQ(read->card.allocated.rise, written.card.allocated.rise);
+  EXPECT_EQ(read->card.allocated.mlp, "off");
+  EXPECT_EQ(read->card.allocated.sequences, 7);
+  EXPECT_EQ(read->card.allocated.loss_gap, 0.25);
+  EXPECT_EQ(read->card.allocated.rises.shares, written.card.allocated.rises.shares);
+  EXPECT_EQ(read->card.allocated.rises.rise, written.card.allocated.rises.rise);
+  EXPECT_TRUE(read->card.allocated.threshold.empty());
   EXPECT_EQ(read->card.quality.at("layers.0").RecallAt(0.4), 0.875);
   EXPECT_EQ(read->card.created, written.card.created);
+}
+
+TEST_F(PredictorArtifact, FitsARunWhoseSharesItHas) {
+  const Predictor predictor = Sample();
+  PredictorUse use = Use();
+  use.allocated = PredictorUse::Allocated::kShares;
+  use.allocated_mlp = "off";
+  EXPECT_TRUE(CheckFits(predictor, use).ok()) << CheckFits(predictor, use);
+  const auto refusal = [&] { return std::string(CheckFits(predictor, use).message()); };
+  use.allocated_mlp = "shared";
+  EXPECT_NE(refusal().find("is off, wanted is shared"), std::string::npos) << refusal();
+  use.allocated = PredictorUse::Allocated::kThresholds;
+  EXPECT_NE(refusal().find("no thresholds by layer"), std::string::npos) << refusal();
 }
 
 TEST_F(PredictorArtifact, RefusesWhatWasChanged) {

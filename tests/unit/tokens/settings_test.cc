@@ -213,7 +213,21 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{{"tokens.policy=norm", "tokens.scope=layer", "tokens.mode=threshold",
                "tokens.threshold=[1, 2]"},
               "tokens.threshold",
-              "it has 2"}));
+              "it has 2"},
+        Fault{{"tokens.scope=layer", "tokens.layers=allocated"},
+              "tokens.layers",
+              "for policy predictor, scope layer"},
+        Fault{{"tokens.policy=predictor", "tokens.layers=allocated"},
+              "tokens.layers",
+              "for policy predictor, scope layer"},
+        Fault{{"tokens.policy=predictor", "tokens.scope=layer", "tokens.layers=allocated",
+               "tokens.mlp=own"},
+              "tokens.mlp",
+              "not with own"},
+        Fault{{"tokens.policy=predictor", "tokens.scope=layer", "tokens.layers=allocated",
+               "tokens.mode=threshold", "tokens.threshold=1"},
+              "tokens.threshold",
+              "leave it out"}));
 
 TEST(TokenFaultsTogether, AllAreTold) {
   EXPECT_THAT(Faults({"tokens.policy=chance", "tokens.keep=7", "tokens.block=0",

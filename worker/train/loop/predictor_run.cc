@@ -6,18 +6,20 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 #include "worker/train/data/batches.h"
 #include "worker/train/data/content_hash.h"
+#include "worker/train/loop/allocation.h"
 #include "worker/train/loop/device_batch.h"
 #include "worker/train/loop/peak_bytes.h"
 #include "worker/train/loop/publisher.h"
@@ -37,6 +39,8 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kReportedShare = 0.4;
 // Training sequences on which a predictor is measured when no data is held out.
 constexpr int64_t kSequencesMeasured = 8;
+// Of the sample on which rows are left out of layers, unless eval.max_sequences says otherwise.
+constexpr int64_t kSequencesAllocated = 32;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -145,7 +149,17 @@ class PredictorRun {
       }
     }
     if (!Measure()) return Stopped();
-    LEMO_RETURN_IF_ERROR(Write(dir, losses));
+    Predictor predictor = training_.Make();
+    predictor.card.combine = spec_.predictor().combine();
+    if (spec_.predictor().allocate() > 0) {
+      std::optional<AllocatedShares> allocated = MeasureAllocation(
+          spec_, decoder_, predictor, AllocationSample(),
+          [this](const std::string& what) { EmitPhase(emit_, "allocate", what); });
+      if (!allocated) return Stopped();
+      predictor.card.allocated = *std::move(allocated);
+      WarnOfMissedMean(predictor.card.allocated);
+    }
+    LEMO_RETURN_IF_ERROR(Write(dir, losses, &predictor));
     done_.dir = dir;
     return done_;
   }
@@ -161,10 +175,34 @@ class PredictorRun {
                                              done_.steps, "; no predictor was written"));
   }
 
+  const Dataset& Measured() const { return inputs_.eval ? *inputs_.eval : *inputs_.train; }
+
+  std::vector<MicroBatch> AllocationSample() const {
+    const int64_t most = spec_.eval().max_sequences();
+    EvalBatches batches(&Measured(), spec_.train().micro_batch_tokens(),
+                        most > 0 ? most : kSequencesAllocated);
+    std::vector<MicroBatch> sample;
+    while (std::optional<MicroBatch> batch = batches.Next()) sample.push_back(*std::move(batch));
+    return sample;
+  }
+
+  // Thresholds only come near the mean.
+  void WarnOfMissedMean(const AllocatedShares& allocated) const {
+    const double kept = std::accumulate(allocated.keep.begin(), allocated.keep.end(), 0.0) /
+                        static_cast<double>(allocated.keep.size());
+    if (std::abs(kept - allocated.mean) <= 0.05) return;
+    EmitWarning(
+        emit_,
+        absl::StrFormat("the thresholds keep %.2f of the rows, not %.2f: they move by a few "
+                        "percent of the scores only",
+                        kept, allocated.mean),
+        "predictor.allocate");
+  }
+
   // False when a signal came.
   bool Measure() {
     const auto start = Clock::now();
-    const Dataset& data = inputs_.eval ? *inputs_.eval : *inputs_.train;
+    const Dataset& data = Measured();
     EvalBatches batches(&data, spec_.train().micro_batch_tokens(),
                         inputs_.eval ? spec_.eval().max_sequences() : kSequencesMeasured);
     training_.BeginMeasuring();
@@ -210,20 +248,19 @@ class PredictorRun {
     emit_(std::move(event));
   }
 
-  absl::Status Write(const fs::path& dir, const std::vector<double>& losses) {
+  absl::Status Write(const fs::path& dir, const std::vector<double>& losses,
+                     Predictor* predictor) const {
     EmitPhase(emit_, "publish", dir.string());
-    Predictor predictor = training_.Make();
-    PredictorCard& card = predictor.card;
+    PredictorCard& card = predictor->card;
     LEMO_ASSIGN_OR_RETURN(card.base.fingerprint, BaseFingerprint(spec_.model()));
     LEMO_ASSIGN_OR_RETURN(card.data_fingerprint, DataFingerprint(spec_.data()));
-    card.combine = spec_.predictor().combine();
     card.sequence_length = spec_.data().max_length();
     card.held_out = inputs_.eval.has_value();
     card.quality = quality_;
     card.loss_curve = Thinned(losses);
     card.created = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
     card.lemo_version = kLemoVersion;
-    LEMO_RETURN_IF_ERROR(WritePredictor(predictor, dir));
+    LEMO_RETURN_IF_ERROR(WritePredictor(*predictor, dir));
     // What was written is what will be read, or it is no result.
     return ReadPredictor(dir).status();
   }
@@ -238,6 +275,21 @@ class PredictorRun {
   std::map<std::string, HeadQuality> quality_;
 };
 
+// Puts what the card has measured in the place of `layers` allocated.
+void TakeAllocation(const PredictorCard& card, lemo::v1::TokensSpec* tokens) {
+  if (tokens->layers() != kAllocated) return;
+  if (tokens->mode() == "threshold") {
+    tokens->set_layers("all");
+    tokens->mutable_threshold()->Add(card.allocated.threshold.begin(),
+                                     card.allocated.threshold.end());
+    return;
+  }
+  const std::vector<double> keep = AllocateShares(card.allocated.rises, tokens->keep(0));
+  tokens->set_layers("auto");
+  tokens->clear_keep();
+  tokens->mutable_keep()->Add(keep.begin(), keep.end());
+}
+
 // The run that would train a predictor for `spec`'s choices.
 lemo::v1::RunSpec TrainingSpecFor(const lemo::v1::RunSpec& spec, const TokenSettings& settings) {
   lemo::v1::RunSpec result = spec;
@@ -250,6 +302,11 @@ lemo::v1::RunSpec TrainingSpecFor(const lemo::v1::RunSpec& spec, const TokenSett
   if (spec.tokens().has_score_rope()) predictor->set_score_rope(spec.tokens().score_rope());
   for (const int64_t layer : NestedChoices(settings)) {
     predictor->add_nested_from(static_cast<int32_t>(layer));
+  }
+  if (spec.tokens().layers() == kAllocated) {
+    predictor->set_allocate(spec.tokens().keep(0));
+    predictor->set_allocate_mlp(spec.tokens().mlp());
+    if (spec.tokens().mode() == "threshold") predictor->set_allocate_by("fd");
   }
   FillDefaults(&result);
   result.mutable_train()->set_micro_batch_tokens(result.data().max_length());
@@ -303,7 +360,10 @@ absl::Status ResolvePredictor(const Compute& compute, bool may_train, const Emit
   if (tokens->predictor() != "auto") {
     const absl::StatusOr<Predictor> predictor = ReadPredictor(tokens->predictor());
     const absl::Status status = predictor.ok() ? CheckFits(*predictor, use) : predictor.status();
-    if (status.ok()) return status;
+    if (status.ok()) {
+      TakeAllocation(predictor->card, tokens);
+      return status;
+    }
     return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
   }
   const std::string& dir = tokens->predictors_dir();
@@ -340,6 +400,8 @@ absl::Status ResolvePredictor(const Compute& compute, bool may_train, const Emit
   }
   EmitPhase(emit, "predictor", found.string());
   tokens->set_predictor(found.string());
+  LEMO_ASSIGN_OR_RETURN(const Predictor predictor, ReadPredictor(found));
+  TakeAllocation(predictor.card, tokens);
   return absl::OkStatus();
 }
 
@@ -355,6 +417,7 @@ std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarT
   const int64_t wide = std::max<int64_t>(element, 4);
   PredictorFacts facts;
   facts.flat_slice = predictor->card.shape.flat_slice;
+  facts.allocated = predictor->card.allocated;
   double recall = 0;
   int64_t known = 0;
   const double keep = *std::min_element(settings.keep.begin(), settings.keep.end());

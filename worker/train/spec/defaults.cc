@@ -44,6 +44,10 @@ void FillPredictor(lemo::v1::PredictorSpec* predictor) {
   LEMO_DEFAULT(predictor, elastic, false);
   LEMO_DEFAULT(predictor, mlp, true);
   LEMO_DEFAULT(predictor, allocate, 0);
+  if (predictor->allocate() > 0) {
+    LEMO_DEFAULT(predictor, allocate_by, "loss_per_byte");
+    LEMO_DEFAULT(predictor, allocate_mlp, "shared");
+  }
 }
 
 // Where a predictor's run differs from a tuner's (lemo-spec section 5).

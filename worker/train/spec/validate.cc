@@ -169,8 +169,15 @@ class Validator {
     for (int i = 0; i < predictor.nested_from_size(); ++i) {
       AtLeast(ElementPath("predictor.nested_from", i), predictor.nested_from(i), 0);
     }
-    if (predictor.allocate() != 0) {
-      Fault("predictor.allocate", "shares by layer cannot be measured yet; leave it at 0");
+    if (!(predictor.allocate() >= 0 && predictor.allocate() < 1)) {
+      Fault("predictor.allocate",
+            absl::StrCat("a mean share, below 1, or 0 for none; got ", predictor.allocate()));
+    }
+    if (predictor.has_allocate_by()) {
+      OneOf("predictor.allocate_by", predictor.allocate_by(), {"loss_per_byte", "fd"});
+    }
+    if (predictor.has_allocate_mlp()) {
+      OneOf("predictor.allocate_mlp", predictor.allocate_mlp(), {"shared", "off"});
     }
   }
 

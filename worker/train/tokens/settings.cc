@@ -59,7 +59,7 @@ std::optional<std::vector<std::pair<int64_t, int64_t>>> ParseRuns(const std::str
 std::vector<bool> SparseLayers(const TokensSpec& spec, Scope scope, int64_t layers,
                                Violations* violations) {
   std::vector<bool> sparse(layers, false);
-  if (spec.layers() == "all" || scope == Scope::kStack) {
+  if (spec.layers() == "all" || spec.layers() == kAllocated || scope == Scope::kStack) {
     sparse.assign(layers, true);
   } else if (spec.layers() == "auto") {
     // The early layers show little sparsity, and the last one feeds the head (lemo-spec section 6).
@@ -170,11 +170,18 @@ void ValidateTokens(const TokensSpec& spec, Violations* violations) {
       fault(field, absl::StrCat("must be at least ", least, ", got ", value));
     }
   }
-  if (spec.has_layers() && spec.layers() != "auto" && spec.layers() != "all" &&
+  const bool allocated = spec.layers() == kAllocated;
+  if (spec.has_layers() && spec.layers() != "auto" && spec.layers() != "all" && !allocated &&
       !ParseRuns(spec.layers())) {
     fault("layers", absl::StrCat("\"", spec.layers(),
-                                 "\" is neither auto, all nor a list of layers "
+                                 "\" is neither auto, all, allocated nor a list of layers "
                                  "such as 2-4,6"));
+  }
+  if (allocated && (spec.policy() != "predictor" || spec.scope() != "layer")) {
+    fault("layers", "allocated is what a predictor's card says; for policy predictor, scope layer");
+  }
+  if (allocated && spec.mlp() == "own") {
+    fault("mlp", "shares by layer are measured with shared or off, not with own");
   }
   const bool stack = spec.scope() == "stack", nested = spec.scope() == "nested";
   if (spec.keep_size() > 1 && stack) {
@@ -213,7 +220,12 @@ void ValidateTokens(const TokensSpec& spec, Violations* violations) {
         "off");
   }
   if (spec.mode() == "threshold") {
-    if (spec.threshold_size() == 0) fault("threshold", "required with mode threshold");
+    if (spec.threshold_size() == 0 && !allocated) {
+      fault("threshold", "required with mode threshold");
+    }
+    if (spec.threshold_size() > 0 && allocated) {
+      fault("threshold", "the predictor's card has them with layers allocated; leave it out");
+    }
     if (stack || nested) fault("mode", "threshold is for scopes layer and group");
     if (spec.policy() == "random" || spec.policy() == "recency") {
       fault("mode", absl::StrCat("the scores of policy ", spec.policy(),
@@ -257,7 +269,7 @@ TokenSettings MakeTokenSettings(const TokensSpec& spec, int64_t layers, Violatio
                       "with scope nested the sparse layers must go on to the last");
     }
   }
-  if (spec.mode() == "threshold") {
+  if (spec.mode() == "threshold" && spec.threshold_size() > 0) {
     settings.threshold = ByLayer(spec.threshold(), layers, "threshold", violations);
   }
   return settings;

@@ -53,6 +53,10 @@ struct TokenSettings {
   bool ContinuesGroup(int64_t layer) const;
 };
 
+// Value of TokensSpec.layers. Until the predictor is known, and its card with it, all layers are
+// taken to be sparse.
+inline constexpr const char* kAllocated = "allocated";
+
 // Sets every optional field of a message that names a policy other than `dense`.
 void FillTokenDefaults(lemo::v1::TokensSpec* spec);
 

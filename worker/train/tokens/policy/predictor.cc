@@ -113,6 +113,11 @@ PredictorUse PredictorUseOf(const TokenSettings& settings, const DecoderConfig& 
       if (settings.keep[i] < 1 && settings.mlp == MlpRows::kOwn) use.mlp.push_back(i);
     }
   }
+  if (settings.spec.layers() == kAllocated) {
+    use.allocated = settings.spec.mode() == "threshold" ? PredictorUse::Allocated::kThresholds
+                                                        : PredictorUse::Allocated::kShares;
+    use.allocated_mlp = settings.spec.mlp();
+  }
   return use;
 }
 

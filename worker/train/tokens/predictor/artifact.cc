@@ -94,11 +94,17 @@ OrderedJson CardJson(const Predictor& predictor) {
                                       {"loss", Number(quality.loss)}};
   }
   if (!card.allocated.keep.empty()) {
+    const AllocatedShares& from = card.allocated;
     OrderedJson& allocated = json["allocated"];
-    allocated = {{"mean", card.allocated.mean},
-                 {"keep", Numbers(card.allocated.keep)},
-                 {"shares", Numbers(card.allocated.shares)}};
-    for (const std::vector<double>& rise : card.allocated.rise) {
+    allocated = {{"mean", from.mean},
+                 {"keep", Numbers(from.keep)},
+                 {"mlp", from.mlp},
+                 {"sequences", from.sequences},
+                 {"loss_gap", Number(from.loss_gap)},
+                 {"shares", Numbers(from.rises.shares)},
+                 {"rise", OrderedJson::array()},
+                 {"threshold", Numbers(from.threshold)}};
+    for (const std::vector<double>& rise : from.rises.rise) {
       allocated["rise"].push_back(Numbers(rise));
     }
   }
@@ -138,12 +144,15 @@ PredictorCard CardOf(const OrderedJson& json) {
   }
   if (json.contains("allocated")) {
     const OrderedJson& allocated = json.at("allocated");
-    card.allocated = {allocated.at("mean"),
-                      NumbersOf(allocated.at("keep")),
-                      NumbersOf(allocated.at("shares")),
-                      {}};
+    card.allocated = {.mean = allocated.at("mean"),
+                      .keep = NumbersOf(allocated.at("keep")),
+                      .mlp = allocated.at("mlp"),
+                      .sequences = allocated.at("sequences"),
+                      .loss_gap = NumberOf(allocated.at("loss_gap")),
+                      .rises = {NumbersOf(allocated.at("shares")), {}},
+                      .threshold = NumbersOf(allocated.at("threshold"))};
     for (const OrderedJson& rise : allocated.at("rise")) {
-      card.allocated.rise.push_back(NumbersOf(rise));
+      card.allocated.rises.rise.push_back(NumbersOf(rise));
     }
   }
   return card;
@@ -349,6 +358,18 @@ absl::Status CheckFits(const Predictor& predictor, const PredictorUse& use) {
     if (predictor.mlp.count(layer) == 0) absent.push_back(absl::StrCat("mlp.", layer));
   }
   if (!absent.empty()) faults.push_back("it has nothing for " + absl::StrJoin(absent, ", "));
+  using Allocated = PredictorUse::Allocated;
+  if (use.allocated != Allocated::kNothing) {
+    const AllocatedShares& have = card.allocated;
+    const bool thresholds = use.allocated == Allocated::kThresholds;
+    if (thresholds ? have.threshold.empty() : have.rises.rise.empty()) {
+      faults.push_back(absl::StrCat("it has no ", thresholds ? "thresholds" : "shares",
+                                    " by layer, which predictor.allocate measures"));
+    } else {
+      Compare("the MLP's rows, with which they were measured,", have.mlp, use.allocated_mlp,
+              &faults);
+    }
+  }
   if (faults.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("the predictor does not fit this run: ", absl::StrJoin(faults, "; ")));

@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/train/model/family/decoder_config.h"
+#include "worker/train/tokens/allocation.h"
 #include "worker/train/tokens/predictor/network.h"
 #include "worker/train/tokens/predictor/quality.h"
 
@@ -36,16 +37,6 @@ struct PredictorBase {
 };
 
 PredictorBase MakePredictorBase(const DecoderConfig& config, std::string fingerprint);
-
-// Shares of the blocks by layer, chosen by measured loss (lemo-spec section 9).
-struct AllocatedShares {
-  double mean = 0;           // that was asked for
-  std::vector<double> keep;  // one a layer
-  // What was measured: for each layer the rise of the loss, in nats, with that layer alone at each
-  // of `shares`.
-  std::vector<double> shares;
-  std::vector<std::vector<double>> rise;
-};
 
 struct PredictorCard {
   PredictorBase base;
@@ -91,6 +82,9 @@ struct PredictorUse {
   std::string score_rope;
   std::vector<std::string> heads;  // that the choices of the run need
   std::vector<int64_t> mlp;        // layers whose MLP chooses by itself
+  // What its card must have measured; for the run's rows of the MLP.
+  enum class Allocated { kNothing, kShares, kThresholds } allocated = Allocated::kNothing;
+  std::string allocated_mlp;
 };
 
 // FailedPrecondition with every field that differs: what the predictor has, and what is wanted.
