@@ -42,6 +42,13 @@ void AddWishFlags(CLI::App* command, WishFlags* flags) {
                    "Ranks times hours of running at most")
       ->type_name("HOURS")
       ->check(CLI::PositiveNumber.description(""));
+  command
+      ->add_option("--keep", flags->keep,
+                   "Shares of the blocks to choose among, beside that of the job: 0.7,0.3")
+      ->type_name("SHARE,..")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(1e-6, 1 - 1e-6).description(""));
   command->add_option("--ranks", flags->ranks, "Numbers of ranks to choose among: 1,2,4")
       ->type_name("N,..")
       ->delimiter(',')
@@ -61,6 +68,9 @@ absl::Status ApplyWishes(const WishFlags& flags, lemo::v1::JobSpec* spec) {
   }
   if (!flags.ranks.empty()) {
     *spec->mutable_plan()->mutable_ranks() = {flags.ranks.begin(), flags.ranks.end()};
+  }
+  if (!flags.keep.empty()) {
+    *spec->mutable_plan()->mutable_keep() = {flags.keep.begin(), flags.keep.end()};
   }
   if (flags.finish_by.empty()) return absl::OkStatus();
   absl::Duration from_now;

@@ -20,6 +20,7 @@ struct WishFlags {
   std::string finish_by;
   double min_keep = 0, max_device_hours = 0;
   std::vector<int> ranks;
+  std::vector<double> keep;
 };
 
 // `flags` outlives the command.

@@ -142,6 +142,11 @@ void CheckPlan(const lemo::v1::JobSpec& spec, absl::Time now, Violations* violat
     violations->Add("plan.min_keep",
                     absl::StrCat("must be above 0 and at most 1, got ", plan.min_keep()));
   }
+  for (int i = 0; i < plan.keep_size(); ++i) {
+    if (plan.keep(i) > 0 && plan.keep(i) < 1) continue;
+    violations->Add(absl::StrCat("plan.keep[", i, "]"),
+                    absl::StrCat("must be above 0 and below 1, got ", plan.keep(i)));
+  }
   if (plan.has_finish_by()) {
     const std::optional<absl::Time> finish_by = FinishBy(plan);
     if (!finish_by) {
@@ -326,7 +331,8 @@ void ApplyContract(const lemo::v1::Contract& contract, lemo::v1::JobSpec* spec) 
   lemo::v1::RunSpec& run = *spec->mutable_run();
   // Lists of a message that is merged would be appended.
   if (overrides.has_memory()) run.mutable_memory()->clear_layers();
-  if (overrides.has_tokens()) run.clear_tokens();
+  if (overrides.tokens().has_policy()) run.clear_tokens();
+  if (overrides.tokens().keep_size() > 0) run.mutable_tokens()->clear_keep();
   run.MergeFrom(overrides);
   lemo::v1::ResourceSpec& resources = *spec->mutable_resources();
   resources.set_ranks(offer.ranks());

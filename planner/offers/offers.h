@@ -47,6 +47,8 @@ struct TokenChoice {
   // Share of a document's blocks that each layer computes: one entry a layer, falling with kNested,
   // equal with kStack. Empty for all.
   std::vector<double> keep;
+  // What the run spec has to say for it in the place of its own tokens.keep; empty: that is it.
+  std::vector<double> spec_keep;
   bool mlp_off = false;  // kLayer: the MLP computes all rows
   bool mlp_own = false;  // kLayer: it computes rows of its own choice
   int64_t block = 64;
@@ -125,7 +127,6 @@ struct OfferRequest {
   DataShape data;
   int64_t window = 0;                  // rows of a sequence at most
   std::vector<int64_t> short_windows;  // others that the job allows
-  std::string short_evidence;          // what is known of them, in words
   int64_t batch_sequences = 1;         // of one optimizer step
   int64_t steps = 1;
   double labelled_share = 1;  // of the rows; the rest carries no loss

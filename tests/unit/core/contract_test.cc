@@ -70,6 +70,7 @@ TEST(Contract, EveryFaultOfAWishIsNamed) {
   plan.set_min_memory_bytes(0);
   plan.set_max_device_hours(-2);
   plan.add_ranks(0);
+  plan.add_keep(0);
   spec.mutable_resources()->set_ranks(2);
   spec.mutable_resources()->set_min_ranks(1);
   spec.mutable_resources()->set_memory_bytes(1);
@@ -78,8 +79,9 @@ TEST(Contract, EveryFaultOfAWishIsNamed) {
               UnorderedElementsAre("plan.min_memory_bytes", "plan.min_memory_bytes", "plan.prefer",
                                    "plan.prefer", "plan.offer", "plan.max_memory_bytes",
                                    "plan.max_run_seconds", "plan.finish_by", "plan.min_keep",
-                                   "plan.max_device_hours", "plan.ranks", "resources.memory_bytes",
-                                   "resources.ranks", "resources.min_ranks", "resources.device"));
+                                   "plan.max_device_hours", "plan.ranks", "plan.keep[0]",
+                                   "resources.memory_bytes", "resources.ranks",
+                                   "resources.min_ranks", "resources.device"));
   spec.Clear();
   spec.mutable_plan()->set_finish_by("1970-01-12T13:46:39Z");  // a second ago
   EXPECT_THAT(FaultsOf(spec), ElementsAre("plan.finish_by"));
@@ -217,7 +219,10 @@ TEST(Contract, SetsWhatTheOfferFixesAndNothingElse) {
   EXPECT_EQ(spec.resources().device(), "cpu");
   EXPECT_EQ(spec.resources().ranks(), 1);
   EXPECT_FALSE(spec.resources().has_min_ranks());
-  // A dense offer of a run that leaves rows out.
+  // An offer that leaves out more, and a dense one.
+  contract.mutable_offer()->mutable_overrides()->mutable_tokens()->add_keep(0.25);
+  ApplyContract(contract, &spec);
+  EXPECT_THAT(spec.run().tokens().keep(), ElementsAre(0.25));
   contract.mutable_offer()->mutable_overrides()->mutable_tokens()->set_policy("dense");
   ApplyContract(contract, &spec);
   EXPECT_EQ(spec.run().tokens().policy(), "dense");

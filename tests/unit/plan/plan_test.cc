@@ -108,7 +108,7 @@ TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
   // Beside it the window of as few rows.
   EXPECT_THAT(request.short_windows, ElementsAre(512));
   // What the study found of both is quoted, and not taken for this model's.
-  for (const std::string& known : {request.tokens[0].evidence, request.short_evidence}) {
+  for (const std::string& known : {request.tokens[0].evidence, ShortWindowEvidence(0.5)}) {
     EXPECT_THAT(known, testing::StartsWith("not measured on this model; the study of "));
   }
   EXPECT_FALSE(request.tokens[0].loss_gap);
@@ -161,6 +161,74 @@ TEST(PlanRequest, CountsThePredictorAndRefusesToPlanWithoutOne) {
   EXPECT_EQ(known.chooser.held_bytes, 1000);
   EXPECT_TRUE(known.chooser.own_stream);
   EXPECT_THAT(known.evidence, HasSubstr("71 %"));
+}
+
+TEST(PlanRequest, QuotesWhatThePredictorsCardMeasuredOnTheModel) {
+  PlanFacts facts = Facts();
+  facts.predictor = {.first_width = 48, .recall = 0.71};
+  facts.predictor->allocated = {.mean = 0.5,
+                                .keep = {1, 0.5, 0.25, 0.25},
+                                .mlp = "shared",
+                                .sequences = 12,
+                                .loss_gap = 0.031,
+                                .rises = {{0.2, 0.6}, {{4, 2}, {0.02, 0.01}, {0, 0}, {0, 0}}}};
+  nlohmann::json tokens = {{"policy", "predictor"}, {"scope", "layer"}, {"keep", {1, 0.6, 0.6, 1}}};
+  const planner::TokenChoice known = ChoiceOf(tokens, facts);
+  ASSERT_TRUE(known.loss_gap);
+  EXPECT_DOUBLE_EQ(*known.loss_gap, 0.01);
+  EXPECT_THAT(known.evidence, HasSubstr("the loss of this model is +0.010 nats"));
+  EXPECT_THAT(known.evidence, HasSubstr("all at once at a mean of 0.50: +0.031), on 12 sequences"));
+  // Nothing is made up for what was not measured: other rows of the MLP, another scope, fewer rows.
+  for (const auto& [name, value] : {std::pair<const char*, nlohmann::json>{"mlp", "off"},
+                                    {"scope", "group"},
+                                    {"keep", {1, 0.6, 0.6, 0.1}}}) {
+    nlohmann::json other = tokens;
+    other[name] = value;
+    const planner::TokenChoice unknown = ChoiceOf(other, facts);
+    EXPECT_FALSE(unknown.loss_gap) << name;
+    EXPECT_THAT(unknown.evidence, HasSubstr("does to the loss was not measured")) << name;
+  }
+}
+
+TEST(PlanRequest, ChoosesAmongTheSharesThatAreWished) {
+  PlanWishes wishes;
+  wishes.keep = {0.5, 0.25};
+  const auto request = [&](const nlohmann::json& tokens, const PlanFacts& facts) {
+    const absl::StatusOr<OfferRequest> made =
+        PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), facts, wishes);
+    EXPECT_TRUE(made.ok()) << made.status();
+    return made.value_or(OfferRequest());
+  };
+  // The spec's own comes first, and is not offered twice.
+  OfferRequest made = request({{"policy", "random"}, {"keep", {0.5}}}, Facts());
+  ASSERT_EQ(made.tokens.size(), 2);
+  EXPECT_TRUE(made.tokens[0].spec_keep.empty());
+  EXPECT_THAT(made.tokens[1].keep, ElementsAre(0.25, 0.25, 0.25, 0.25));
+  EXPECT_THAT(made.tokens[1].spec_keep, ElementsAre(0.25));
+  EXPECT_THAT(made.short_windows, ElementsAre(512, 256));
+  // Layers that compute all rows go on doing so.
+  made = request({{"policy", "random"}, {"scope", "nested"}, {"keep", {1, 1, 0.75, 0.5}}}, Facts());
+  ASSERT_EQ(made.tokens.size(), 3);
+  EXPECT_THAT(made.tokens[2].keep, ElementsAre(1, 1, 0.25, 0.25));
+  EXPECT_THAT(made.tokens[2].spec_keep, ElementsAre(1, 1, 0.25, 0.25));
+  // Shares of a card are dealt out anew, and the spec names their mean.
+  PlanFacts facts = Facts();
+  facts.allocated = true;
+  facts.predictor = {.first_width = 48};
+  facts.predictor->allocated = {
+      .keep = {0.5, 0.5, 0.5, 0.5}, .mlp = "shared", .rises = {{0.1}, {{1}, {1}, {0}, {0}}}};
+  made =
+      request({{"policy", "predictor"}, {"scope", "layer"}, {"keep", {0.75, 1, 0.75, 0.5}}}, facts);
+  ASSERT_EQ(made.tokens.size(), 3);
+  EXPECT_NEAR(made.tokens[1].keep[0] + made.tokens[1].keep[1], 1.8, 1e-9);
+  EXPECT_NEAR(made.tokens[1].keep[2] + made.tokens[1].keep[3], 0.2, 1e-9);
+  EXPECT_THAT(made.tokens[1].spec_keep, ElementsAre(0.5));
+
+  EXPECT_THAT(
+      std::string(PlanRequestOf(SpecOf(nlohmann::json::object()), SmallLlama(), Facts(), wishes)
+                      .status()
+                      .message()),
+      HasSubstr("plan.keep: the run leaves no rows out"));
 }
 
 TEST(PlanRequest, StepsOfAllRowsAreAShareOfTheRun) {
@@ -218,6 +286,8 @@ TEST(PlanRequest, EveryFaultOfAWishIsNamed) {
   plan.set_min_keep(1.5);
   plan.set_max_device_hours(0);
   plan.add_ranks(0);
+  plan.add_keep(0.5);
+  plan.add_keep(1);
   Violations violations;
   WishesOf(plan, "plan", &violations);
   std::vector<std::string> fields;
@@ -225,14 +295,16 @@ TEST(PlanRequest, EveryFaultOfAWishIsNamed) {
   EXPECT_THAT(fields, testing::UnorderedElementsAre("plan.prefer", "plan.finish_by",
                                                     "plan.max_memory_bytes", "plan.max_run_seconds",
                                                     "plan.min_keep", "plan.max_device_hours",
-                                                    "plan.ranks"));
+                                                    "plan.ranks", "plan.keep[1]"));
 }
 
 // The message says what the table says, and its overrides are those of the table.
 TEST(PlanMessage, IsTheOffers) {
   const nlohmann::json sparse = {
       {"tokens", {{"policy", "random"}, {"scope", "stack"}, {"keep", {0.5}}}}};
-  const OfferRequest request = RequestOf(sparse);
+  PlanWishes wishes;
+  wishes.keep = {0.25};
+  const OfferRequest request = *PlanRequestOf(SpecOf(sparse), SmallLlama(), Facts(), wishes);
   const planner::Offers offers = MakeOffers(request);
   PlanTimes times;
   times.rates.set_type("cpu");
@@ -241,7 +313,7 @@ TEST(PlanMessage, IsTheOffers) {
   const lemo::v1::PlanResult result = PlanMessage(request, offers, times);
   ASSERT_EQ(result.offers_size(), static_cast<int>(offers.front.size()));
   EXPECT_EQ(result.preferred(), offers.front[*offers.preferred].id);
-  bool dense = false, left_out = false;
+  bool dense = false, left_out = false, less = false;
   for (int i = 0; i < result.offers_size(); ++i) {
     const lemo::v1::Offer& message = result.offers(i);
     const Offer& offer = offers.front[static_cast<size_t>(i)];
@@ -263,6 +335,8 @@ TEST(PlanMessage, IsTheOffers) {
     dense |= offer.token_choice < 0 && message.overrides().tokens().policy() == "dense";
     left_out |= offer.token_choice >= 0 && !message.overrides().has_tokens() &&
                 message.quality().starts_with("not measured on this model; the study");
+    const auto& keep = message.overrides().tokens().keep();
+    less |= offer.token_choice == 1 && keep.size() == 1 && keep[0] == 0.25;
 
     lemo::v1::RunSpec by_text = SpecOf(sparse);
     Violations violations;
@@ -272,6 +346,7 @@ TEST(PlanMessage, IsTheOffers) {
     EXPECT_EQ(overrides.data().max_length(), by_text.data().max_length());
     EXPECT_EQ(overrides.train().micro_batch_tokens(), by_text.train().micro_batch_tokens());
     EXPECT_EQ(overrides.memory().policy(), by_text.memory().policy());
+    if (!keep.empty()) EXPECT_THAT(by_text.tokens().keep(), ElementsAre(keep[0]));
     ASSERT_EQ(overrides.memory().layers_size(), by_text.memory().layers_size());
     for (int k = 0; k < overrides.memory().layers_size(); ++k) {
       EXPECT_EQ(overrides.memory().layers(k).SerializeAsString(),
@@ -283,6 +358,7 @@ TEST(PlanMessage, IsTheOffers) {
   }
   EXPECT_TRUE(dense);
   EXPECT_TRUE(left_out);
+  EXPECT_TRUE(less);
 }
 
 TEST(PlanMessage, SaysWhatABoundWouldHaveToBecome) {

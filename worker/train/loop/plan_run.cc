@@ -164,10 +164,12 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
   KnownRates known = RatesOf(compute, options.options);
   // A run may train a predictor; a plan only looks for one.
   const auto quiet = [](const lemo::v1::RunEvent&) {};
+  const bool allocated = inputs.spec.tokens().layers() == kAllocated;
   LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, quiet, &inputs));
-  const PlanFacts facts =
+  PlanFacts facts =
       FactsOf(inputs, compute,
               PlannerRates(known.rates, /*own_memory=*/!compute.device.is_cpu(), known.shared));
+  facts.allocated = allocated;
   LEMO_ASSIGN_OR_RETURN(planner::OfferRequest request,
                         PlanRequestOf(inputs.spec, inputs.config, facts, wishes));
   for (const lemo::v1::DeviceRates& of : known.shared) {

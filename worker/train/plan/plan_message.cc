@@ -117,6 +117,10 @@ lemo::v1::RunSpec OverrideSpecOf(const OfferRequest& request, const Offer& offer
     layers.set_policy(PolicyName(offer.storage[starts[i]]));
   }
   if (offer.token_choice < 0 && !request.tokens.empty()) spec.mutable_tokens()->set_policy("dense");
+  if (offer.token_choice >= 0) {
+    const std::vector<double>& keep = request.tokens[offer.token_choice].spec_keep;
+    if (!keep.empty()) *spec.mutable_tokens()->mutable_keep() = {keep.begin(), keep.end()};
+  }
   lemo::v1::ParallelSpec& parallel = *spec.mutable_parallel();
   parallel.set_tensor(static_cast<int32_t>(offer.tensor_ranks));
   parallel.set_data(static_cast<int32_t>(offer.data_ranks));

@@ -63,9 +63,27 @@ planner::Sharding ShardingOf(const std::string& name) {
   return planner::Sharding::kNone;
 }
 
+// With `share` of a sparse layer's blocks; what tokens.keep says then is put into `spec_keep`.
+TokenSettings WithShare(TokenSettings settings, const PlanFacts& facts, double share,
+                        std::vector<double>* spec_keep) {
+  if (facts.allocated && facts.predictor) {
+    settings.keep = AllocateShares(facts.predictor->allocated.rises, share);
+  } else {
+    for (double& keep : settings.keep) {
+      if (keep < 1) keep = share;
+    }
+  }
+  const bool list = settings.spec.keep_size() > 1 && !facts.allocated;
+  *spec_keep = list ? settings.keep : std::vector<double>{share};
+  return settings;
+}
+
 absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
-                       OfferRequest* request) {
-  if (settings.dense()) return absl::OkStatus();
+                       const std::vector<double>& shares, OfferRequest* request) {
+  if (settings.dense()) {
+    if (shares.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError("plan.keep: the run leaves no rows out (tokens)");
+  }
   const auto refuse = [](const std::string& what) {
     return absl::InvalidArgumentError(
         absl::StrCat("tokens: ", what, " cannot be planned; run it and see its result"));
@@ -75,20 +93,29 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
   if (settings.kv_all) return refuse("kv_all");
   // A study's instrument, which saves no time.
   if (settings.policy == "oracle") return refuse("policy oracle");
-  planner::TokenChoice choice{.scope = settings.RowsComeBack()            ? planner::Scope::kLayer
-                                       : settings.scope == Scope::kNested ? planner::Scope::kNested
-                                                                          : planner::Scope::kStack,
-                              .keep = settings.keep,
-                              .mlp_off = settings.mlp == MlpRows::kAll,
-                              .mlp_own = settings.mlp == MlpRows::kOwn,
-                              .block = settings.block,
-                              .chooser = ChooserOf(settings, facts.predictor),
-                              .table = TableOf(settings),
-                              .evidence = EvidenceOf(settings, facts.predictor)};
-  if (std::all_of(choice.keep.begin(), choice.keep.end(), [](double k) { return k >= 1; })) {
+  const auto add = [&](const TokenSettings& of, std::vector<double> spec_keep) {
+    request->tokens.push_back({.scope = of.RowsComeBack()            ? planner::Scope::kLayer
+                                        : of.scope == Scope::kNested ? planner::Scope::kNested
+                                                                     : planner::Scope::kStack,
+                               .keep = of.keep,
+                               .spec_keep = std::move(spec_keep),
+                               .mlp_off = of.mlp == MlpRows::kAll,
+                               .mlp_own = of.mlp == MlpRows::kOwn,
+                               .block = of.block,
+                               .chooser = ChooserOf(of, facts.predictor),
+                               .table = TableOf(of),
+                               .loss_gap = LossGapOf(of, facts.predictor),
+                               .evidence = EvidenceOf(of, facts.predictor)});
+  };
+  if (std::all_of(settings.keep.begin(), settings.keep.end(), [](double k) { return k >= 1; })) {
     return absl::OkStatus();
   }
-  request->tokens = {std::move(choice)};
+  add(settings, {});
+  for (const double share : shares) {
+    std::vector<double> spec_keep;
+    const TokenSettings other = WithShare(settings, facts, share, &spec_keep);
+    if (other.keep != settings.keep) add(other, std::move(spec_keep));
+  }
   return absl::OkStatus();
 }
 
@@ -151,15 +178,18 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
   Violations violations;
   const TokenSettings settings = MakeTokenSettings(spec.tokens(), config.layers, &violations);
   LEMO_RETURN_IF_ERROR(violations.ToStatus());
-  LEMO_RETURN_IF_ERROR(AddTokens(settings, facts, &request));
+  LEMO_RETURN_IF_ERROR(AddTokens(settings, facts, wishes.keep, &request));
   if (!request.tokens.empty()) {
-    const planner::TokenChoice& choice = request.tokens.front();
-    const double keep = std::accumulate(choice.keep.begin(), choice.keep.end(), 0.0) /
-                        static_cast<double>(choice.keep.size());
-    const auto short_window = static_cast<int64_t>(keep * static_cast<double>(request.window));
-    if (short_window >= choice.block && (facts.splits || short_window >= Longest(facts))) {
-      request.short_windows = {short_window};
-      request.short_evidence = ShortWindowEvidence(keep);
+    for (const planner::TokenChoice& choice : request.tokens) {
+      const double keep = std::accumulate(choice.keep.begin(), choice.keep.end(), 0.0) /
+                          static_cast<double>(choice.keep.size());
+      const auto short_window = static_cast<int64_t>(keep * static_cast<double>(request.window));
+      if (short_window < choice.block) continue;
+      if (!facts.splits && short_window < Longest(facts)) continue;
+      std::vector<int64_t>& windows = request.short_windows;
+      if (std::find(windows.begin(), windows.end(), short_window) == windows.end()) {
+        windows.push_back(short_window);
+      }
     }
     request.preference = planner::Preference::kFastest;
   }
@@ -200,7 +230,7 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
 PlanWishes WishesOf(const lemo::v1::PlanSpec& spec, const std::string& path,
                     Violations* violations) {
   PlanWishes wishes;
-  const auto fault = [&](const char* field, std::string reason) {
+  const auto fault = [&](const std::string& field, std::string reason) {
     violations->Add(path.empty() ? field : absl::StrCat(path, ".", field), std::move(reason));
   };
   const auto positive = [&](bool given, double value, const char* field) {
@@ -231,6 +261,14 @@ PlanWishes WishesOf(const lemo::v1::PlanSpec& spec, const std::string& path,
   for (const int32_t ranks : spec.ranks()) {
     if (ranks < 1) fault("ranks", absl::StrCat("must be above 0, got ", ranks));
     wishes.world_sizes.push_back(ranks);
+  }
+  for (int i = 0; i < spec.keep_size(); ++i) {
+    const double share = spec.keep(i);
+    if (!(share > 0 && share < 1)) {
+      fault(absl::StrCat("keep[", i, "]"),
+            absl::StrCat("must be above 0 and below 1, got ", share));
+    }
+    wishes.keep.push_back(share);
   }
   constexpr double kSecondsAnHour = 3600;
   wishes.bounds = {.memory_bytes_max = spec.max_memory_bytes(),

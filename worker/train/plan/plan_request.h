@@ -29,6 +29,8 @@ struct PlanFacts {
   // Whether a document that is longer than a window is split; else no window is shorter than one.
   bool splits = true;
   std::optional<PredictorFacts> predictor;  // of policy `predictor`
+  // The shares of the spec are those of the predictor's card for a mean (tokens.layers allocated).
+  bool allocated = false;
 };
 
 // What is wished of the offers. Absent or empty: as the spec has it.
@@ -36,13 +38,15 @@ struct PlanWishes {
   planner::OfferBounds bounds;
   std::optional<planner::Preference> preference;
   std::vector<int64_t> world_sizes;
-  std::string offer;  // only those whose ids begin so
+  std::vector<double> keep;  // shares of a sparse layer's blocks, beside the spec's
+  std::string offer;         // only those whose ids begin so
 };
 
 // `spec` is effective (Inputs::spec). What it fixes stays: data, tuner, batch, choice of rows,
-// ranks. Left to the planner are policies, micro-batches up to the batch, and running dense or on
-// windows of half the length. InvalidArgument for what the planner cannot say: predictors in
-// training, choices by threshold or by true scores, kv_all.
+// ranks. Left to the planner are policies, micro-batches up to the batch, how many rows are left
+// out where that is wished, and running dense or on windows of as few rows. InvalidArgument for
+// what the planner cannot say: predictors in training, choices by threshold or by true scores,
+// kv_all.
 absl::StatusOr<planner::OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
                                                     const DecoderConfig& config,
                                                     const PlanFacts& facts,

@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/format.h"
+#include "worker/train/plan/row_chooser.h"
 
 namespace lemo::train {
 namespace {
@@ -134,15 +135,23 @@ std::vector<std::string> OverridesOf(const OfferRequest& request, const Offer& o
   }
   overrides.push_back(absl::StrCat("memory.layers=[", absl::StrJoin(layers, ","), "]"));
   if (offer.token_choice < 0 && !request.tokens.empty()) overrides.push_back("tokens=null");
+  if (offer.token_choice >= 0) {
+    const std::vector<double>& keep = request.tokens[offer.token_choice].spec_keep;
+    if (!keep.empty()) {
+      overrides.push_back(absl::StrCat("tokens.keep=[", absl::StrJoin(keep, ","), "]"));
+    }
+  }
   return overrides;
 }
 
 std::string QualityOf(const OfferRequest& request, const Offer& offer) {
   if (offer.token_choice < 0) {
     if (offer.window == request.window) return "every row is computed";
+    const std::string evidence = ShortWindowEvidence(static_cast<double>(offer.window) /
+                                                     static_cast<double>(request.window));
     return absl::StrCat(
         "every row of a shorter window is computed; what the shorter window costs was ",
-        request.short_evidence.empty() ? "not measured" : request.short_evidence);
+        evidence.empty() ? "not measured" : evidence);
   }
   const std::string& evidence = request.tokens[offer.token_choice].evidence;
   return evidence.empty() ? "not measured" : evidence;

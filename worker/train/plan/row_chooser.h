@@ -6,6 +6,7 @@
 #include <string>
 
 #include "planner/memory/memory.h"
+#include "worker/train/tokens/allocation.h"
 #include "worker/train/tokens/settings.h"
 
 namespace lemo::train {
@@ -16,6 +17,7 @@ struct PredictorFacts {
   int64_t first_width = 0;  // neurons of the first layer of the widest one, both paths together
   bool flat_slice = false;
   double recall = 0;  // by its card, in the mean over them, at about the run's share; 0: not known
+  AllocatedShares allocated;  // by its card; `keep` empty where it has none
 };
 
 // `predictor` is to be there for policy `predictor`: without it the planner refuses what comes of
@@ -28,6 +30,12 @@ std::optional<planner::ScoredRows> TableOf(const TokenSettings& settings);
 
 // Share of `steps` steps that compute all rows, those between all and `keep` counted by half.
 double DenseShare(const TokenSettings& settings, int64_t steps);
+
+// What leaving rows out so does to the loss of the run's own model before it is tuned, in nats, by
+// the predictor's card: the rises of single layers added up. Absent where the card has nothing for
+// such a choice.
+std::optional<double> LossGapOf(const TokenSettings& settings,
+                                const std::optional<PredictorFacts>& predictor);
 
 // What is known of the quality of such a choice, in words: what the study found of the like on its
 // model, and a predictor's recall. Empty for nothing.
