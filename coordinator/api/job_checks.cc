@@ -146,6 +146,13 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   if (!run.tuner().lora().init_from().empty()) {
     violations->Add("run.tuner.lora.init_from", "is a path, which the service does not take yet");
   }
+  if (run.tokens().has_predictors_dir()) {
+    violations->Add("run.tokens.predictors_dir", "belongs to the service; leave it out");
+  }
+  if (run.tokens().has_predictor() && run.tokens().predictor() != "auto") {
+    violations->Add("run.tokens.predictor",
+                    "is a path, which the service does not take yet; with auto a worker has its own");
+  }
   if (run.data().train().empty()) violations->Add("run.data.train", "names no file");
   LEMO_RETURN_IF_ERROR(CheckFiles(run.data().train(), "run.data.train", store, record, violations));
   LEMO_RETURN_IF_ERROR(CheckFiles(run.data().eval(), "run.data.eval", store, record, violations));

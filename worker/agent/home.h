@@ -4,6 +4,7 @@
 //   lock                  held by the agent that lives here
 //   files/{sha256}        input files
 //   bases/                frozen weights that ranks share (common/shared_files.h)
+//   predictors/           that jobs with tokens.predictor `auto` trained, for later ones
 //   models/               known.json, and {fingerprint}/ of models that were fetched
 //   jobs/{id}/            of one job: attempt.json, run.json, events-N, ended-N, rank-R-N.log, out/
 #pragma once

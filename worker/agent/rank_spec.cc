@@ -65,6 +65,9 @@ absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assig
     run.mutable_model()->set_bases_dir(paths.bases);
     run.mutable_model()->set_weights_digest(digest);
   }
+  if (run.tokens().policy() == "predictor") {
+    run.mutable_tokens()->set_predictors_dir(paths.predictors);
+  }
   return run;
 }
 
@@ -78,6 +81,7 @@ PathNames::PathNames(const lemo::v1::Assignment& assignment, const LocalPaths& p
   names_.emplace_back(paths.model, assignment.run().model().path());
   names_.emplace_back(paths.out + "/", "");
   names_.emplace_back(paths.bases, "bases");
+  names_.emplace_back(paths.predictors, "predictors");
   // Of two where one begins with the other the longer is meant.
   std::stable_sort(names_.begin(), names_.end(),
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });

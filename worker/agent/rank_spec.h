@@ -20,6 +20,7 @@ struct LocalPaths {
   std::string out;                           // the run's output directory
   std::string device;                        // `cpu` or `cuda:N`
   std::string bases;                         // of weights that are shared; empty: none are
+  std::string predictors;                    // that this machine has trained for its models
 };
 
 // The run that a rank is given: every name of the assignment's run replaced by its path, its memory

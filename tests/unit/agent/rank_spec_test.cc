@@ -74,6 +74,16 @@ TEST_F(RankSpec, FrozenWeightsAreThoseOfTheMachine) {
   EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->model().has_bases_dir());
 }
 
+TEST_F(RankSpec, PredictorsAreThoseOfTheMachine) {
+  paths_.predictors = "/agent/predictors";
+  EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->has_tokens());
+  assignment_.mutable_run()->mutable_tokens()->set_policy("random");
+  EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->tokens().has_predictors_dir());
+  assignment_.mutable_run()->mutable_tokens()->set_policy("predictor");
+  EXPECT_EQ(MakeRankSpec(assignment_, paths_)->tokens().predictors_dir(), "/agent/predictors");
+  EXPECT_EQ(PathNames(assignment_, paths_).Restore("in /agent/predictors/p"), "in predictors/p");
+}
+
 TEST_F(RankSpec, NamesTheFieldThatHasNoPath) {
   assignment_.mutable_run()->mutable_data()->mutable_eval(0)->set_path("/etc/passwd");
   EXPECT_THAT(std::string(MakeRankSpec(assignment_, paths_).status().message()),
