@@ -67,7 +67,8 @@ def screen(task, steps):
              sparse("random", "stack", half, anneal_steps=steps // 2),
              layered("random", "off", "auto", kv_all=True), layered("random", "off", "all"),
              layered("oracle", "off", "all"), layered("norm", "shared", "auto")]
-    arms += [sparse("predictor", "layer", half, mlp="off", layers="auto"), sparse("predictor", "nested", half)]
+    arms += [sparse("predictor", "stack", half), layered("predictor", "off", "auto"),
+             layered("predictor", "off", "allocated"), sparse("predictor", "nested", half)]
     arms += [sparse("random", "stack", 0.6), sparse("random", "stack", 0.4), short(0.8), short(0.6), short(0.4)]
     arms += [sparse("random", "group", half, mlp="shared", layers="auto"), sparse("oracle", "nested", half),
              sparse("random", "nested", half, loss_rows="all"),
@@ -86,6 +87,10 @@ def screen(task, steps):
 LONG = [BASE, DENSE, sparse("random", "stack", 0.5), short(0.5), fewer_steps(0.5),
         sparse("random", "layer", 0.5, mlp="off", layers="auto"),
         sparse("oracle", "layer", 0.5, mlp="off", layers="auto"),
+        sparse("table", "stack", 0.5, table_score="attention"),
+        sparse("predictor", "stack", 0.5),
+        sparse("oracle", "stack", 0.5),
+        sparse("recency", "stack", 0.5),
         sparse("table", "stack", 0.5, table_score="low_loss"),
         sparse("norm", "stack", 0.5)]
 

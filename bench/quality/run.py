@@ -4,6 +4,7 @@
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ ROOT = HERE.parent.parent
 # A dense run for its time alone after so many others: a shared machine is not equally fast all night.
 TIMING_EVERY, TIMING_STEPS = 12, 3 + 4
 BUCKETS = 4
+PREDICTOR_STEPS = 300
 # The base of task b: 2.5 million tokens of the novels that novelist-3m was trained on.
 BASE_SPEC = {"steps": 600, "batch_sequences": 8, "micro_batch_tokens": 4096, "learning_rate": 4e-3,
              "warmup_steps": 30, "weight_decay": 0.1, "beta2": 0.95, "schedule": "cosine", "seed": 1,
@@ -45,8 +47,8 @@ SETTINGS = {
     ("screen", "a"): Setting(2048, 40, 1, 2e-3, 6, False),
     ("screen", "b"): Setting(2048, 40, 1, 2e-3, 6, False),
     ("screen", "c"): Setting(1024, 64, 2, 4e-3, 0, False),
-    ("long", "a"): Setting(8192, 30, 1, 2e-3, 4, True),
-    ("long", "b"): Setting(4096, 48, 1, 2e-3, 6, True),
+    ("long", "a"): Setting(8192, 20, 1, 2e-3, 3, True),
+    ("long", "b"): Setting(4096, 30, 1, 2e-3, 4, True),
     ("long", "c"): Setting(4096, 96, 1, 4e-3, 0, False),
 }
 
@@ -56,6 +58,7 @@ class Task:
 
     def __init__(self, name, setting, seed, material, program, scratch):
         self.name, self.setting, self.seed, self.material = name, setting, seed, material
+        self.predictor = functools.partial(train_predictor, self, program, scratch)
         self.book = tasks.HELD_OUT[(seed - 1) % len(tasks.HELD_OUT)] if name != "c" else tasks.PAGES_TRAIN
         if name == "a":
             self.model = material.base
@@ -90,7 +93,9 @@ class Task:
             "device": "cpu",
         }
         if arm.tokens:
-            spec["tokens"] = arm.tokens
+            spec["tokens"] = dict(arm.tokens)
+        if arm.tokens.get("policy") == "predictor":
+            spec["tokens"]["predictor"] = str(self.predictor())
         return spec
 
     def training(self, arm, steps=None):
@@ -159,6 +164,27 @@ def train_copier(material, program, scratch):
     outcome = trainer.run(program, spec, scratch)
     say(f"copier: loss {mean([step['loss'] for step in outcome.steps[-8:]]):.3f}")
     (scratch / "run" / "model").rename(path)
+    return path
+
+
+def train_predictor(task, program, scratch):
+    """The predictor of the task's base, trained at its length on text that no arm is trained or evaluated on,
+    with shares by layer for the paper's form (attention alone)."""
+    path = task.material.work / f"predictor-{task.model.name}-{task.setting.length}"
+    if path.exists():
+        return path
+    say(f"training a predictor for {task.model.name} at {task.setting.length} tokens, once")
+    spec = {
+        "model": {"path": str(task.model)},
+        "data": {"train": [{"path": str(book)} for book in task.material.other_books()],
+                 "eval": [{"path": str(task.eval_file())}], "max_length": task.setting.length, "packing": False,
+                 "cache_dir": str(task.material.work / "cache")},
+        "predictor": {"allocate": 0.5, "allocate_mlp": "off"},
+        "train": {"steps": PREDICTOR_STEPS, "seed": 1}, "eval": {"max_sequences": 6}, "device": "cpu",
+    }
+    outcome = trainer.run(program, spec, scratch)
+    say(f"predictor: recall at 0.4 by layer {[rounded(recall, 2) for recall in outcome.evals[-1]['recall']]}")
+    (scratch / "run" / "predictor").rename(path)
     return path
 
 

@@ -83,6 +83,10 @@ class Material:
             raise FileNotFoundError("task b trains a base of its own and needs the folder of novels (LEMO_NOVELS)")
         return sorted(path for path in self.novels.glob("*_*.txt") if path.stem not in HELD_OUT)
 
+    def other_books(self):
+        """Text for predictors: the last of the held-out books, which no seed below its number reads."""
+        return [self.book(book, "train") for book in HELD_OUT[-2:]]
+
     def model_with(self, name, changes=None, template=None, weights=None):
         """A copy of the base with keys of config.json, the chat template or the weights replaced."""
         def make(directory):
@@ -148,7 +152,7 @@ class Material:
 
     # The probe.
 
-    def probe(self, length, documents=4):
+    def probe(self, length, documents=2):
         """Documents of about `length` tokens whose last PASSAGE tokens occurred before, at each of
         probe_distances; and the same without the first occurrence. Loss is on the second one alone."""
         def make(path):
@@ -195,8 +199,8 @@ def draw_facts(draw):
 def question_row(draw, pages, length, pages_share):
     """One conversation: pages with facts and a first question, then answers and further questions."""
     facts = draw_facts(draw)
-    # A fact takes some 16 tokens, and its question with the answer as many.
-    size = int((length - FACTS * 36) * CHARACTERS_A_TOKEN)
+    # A fact takes some 20 tokens, and its question with the answer as many.
+    size = int((length - FACTS * 46) * CHARACTERS_A_TOKEN)
     start = draw.randrange(len(pages) - 2 * size)
     text = pages[start:start + size]
     # One fact to each part of the pages, at the end of a line.
