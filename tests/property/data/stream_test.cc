@@ -4,6 +4,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,7 @@ namespace lemo::train {
 namespace {
 
 constexpr int64_t kMaxLength = 40;
+constexpr PositionSkip kSkip = {.target = 1000, .chunks = 3};
 
 // Documents whose text names them, so that they can be told apart.
 Dataset RandomData(const Scratch& scratch, uint32_t seed, int64_t rows) {
@@ -34,18 +36,23 @@ Dataset RandomData(const Scratch& scratch, uint32_t seed, int64_t rows) {
   return *std::move(opened.dataset);
 }
 
-// One epoch of a stream, as what each batch has: its documents with their labels.
-using Documents = std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>>;
+// One epoch of a stream, as what each batch has: its documents.
+struct StreamedDocument {
+  std::vector<int32_t> tokens, labels, positions;
+
+  bool operator==(const StreamedDocument&) const = default;
+};
+using Documents = std::vector<StreamedDocument>;
 
 Documents Unpack(const Batch& batch) {
   Documents documents;
   for (const MicroBatch& micro : batch.micro_batches) {
     for (size_t d = 0; d + 1 < micro.document_starts.size(); ++d) {
-      const auto begin = micro.document_starts[d];
-      const auto end = micro.document_starts[d + 1];
-      documents.emplace_back(
-          std::vector<int32_t>(micro.tokens.begin() + begin, micro.tokens.begin() + end),
-          std::vector<int32_t>(micro.labels.begin() + begin, micro.labels.begin() + end));
+      const auto part = [&](const std::vector<int32_t>& values) {
+        return std::vector<int32_t>(values.begin() + micro.document_starts[d],
+                                    values.begin() + micro.document_starts[d + 1]);
+      };
+      documents.push_back({part(micro.tokens), part(micro.labels), part(micro.positions)});
     }
   }
   return documents;
@@ -62,7 +69,7 @@ std::vector<Documents> Epoch(BatchStream* stream) {
 std::map<std::vector<int32_t>, int> Count(const std::vector<Documents>& batches) {
   std::map<std::vector<int32_t>, int> counts;
   for (const Documents& documents : batches) {
-    for (const auto& [tokens, labels] : documents) ++counts[tokens];
+    for (const StreamedDocument& document : documents) ++counts[document.tokens];
   }
   return counts;
 }
@@ -152,7 +159,8 @@ TEST(StreamProperty, BatchesDoNotDependOnMicroBatching) {
     BatchStream stream = *BatchStream::Create(&data, {.seed = 9,
                                                       .max_length = kMaxLength,
                                                       .batch_sequences = 4,
-                                                      .micro_batch_tokens = micro_batch_tokens});
+                                                      .micro_batch_tokens = micro_batch_tokens,
+                                                      .skip = kSkip});
     std::vector<Documents> batches = Epoch(&stream);
     for (Documents& documents : Epoch(&stream)) batches.push_back(std::move(documents));
     return batches;
@@ -163,8 +171,8 @@ TEST(StreamProperty, BatchesDoNotDependOnMicroBatching) {
   }
 }
 
-// The shares of a batch are the batch: every document in one of them, with its own place, and the
-// same counts, places and rounds told to all.
+// The shares of a batch are the batch: every document in one of them, with its own place and
+// positions, and the same counts, places and rounds told to all.
 TEST(StreamProperty, SharesAreTheWholeBatch) {
   const Scratch scratch;
   const Dataset data = RandomData(scratch, 9, 150);
@@ -174,7 +182,8 @@ TEST(StreamProperty, SharesAreTheWholeBatch) {
                              .max_length = kMaxLength,
                              .batch_sequences = 5,
                              .micro_batch_tokens = 64,
-                             .attention_length = 50};
+                             .attention_length = 50,
+                             .skip = kSkip};
     BatchStream all = *BatchStream::Create(&data, whole);
     std::vector<BatchStream> streams;
     for (int share = 0; share < shares; ++share) {
@@ -185,7 +194,8 @@ TEST(StreamProperty, SharesAreTheWholeBatch) {
     }
     for (int step = 0; step < 40; ++step) {
       const Batch batch = all.Next();
-      using Placed = std::pair<int64_t, int64_t>;  // place, row of the data
+      // Place, row of the data, last position.
+      using Placed = std::tuple<int64_t, int64_t, int32_t>;
       std::set<Placed> expected, found;
       int64_t place = 0, rounds = 0;
       const auto add = [](const Batch& part, std::set<Placed>* into) {
@@ -193,12 +203,14 @@ TEST(StreamProperty, SharesAreTheWholeBatch) {
           EXPECT_LE(micro.rows(), 64);
           ASSERT_EQ(micro.document_places.size(), micro.document_rows.size());
           for (size_t d = 0; d < micro.document_rows.size(); ++d) {
-            EXPECT_TRUE(into->emplace(micro.document_places[d], micro.document_rows[d]).second);
+            const int32_t last = micro.positions[micro.document_starts[d + 1] - 1];
+            EXPECT_TRUE(
+                into->emplace(micro.document_places[d], micro.document_rows[d], last).second);
           }
         }
       };
       add(batch, &expected);
-      for (const auto& [at, row] : expected) {
+      for (const auto& [at, row, last] : expected) {
         EXPECT_EQ(at, place);
         place += data.length(row);
       }
@@ -273,7 +285,8 @@ TEST(StreamProperty, ResumedFromAnyCursorItIsTheUnbrokenStream) {
                                  .max_length = kMaxLength,
                                  .packing = packing,
                                  .batch_sequences = batch_tokens > 0 ? 0 : 3,
-                                 .batch_tokens = batch_tokens};
+                                 .batch_tokens = batch_tokens,
+                                 .skip = kSkip};
       BatchStream unbroken = *BatchStream::Create(&data, options);
       std::vector<DataCursor> cursors;
       std::vector<Documents> batches;
@@ -292,6 +305,39 @@ TEST(StreamProperty, ResumedFromAnyCursorItIsTheUnbrokenStream) {
       }
     }
   }
+}
+
+// Skipping moves positions and nothing else, and draws anew for every document, epoch and seed.
+TEST(StreamProperty, SkippedPositionsAreTheDocumentsOwn) {
+  const Scratch scratch;
+  const Dataset data = RandomData(scratch, 6, 100);
+  const auto stream = [&](uint64_t seed, const PositionSkip& skip) {
+    return *BatchStream::Create(&data, {.seed = seed,
+                                        .max_length = kMaxLength,
+                                        .packing = false,
+                                        .batch_sequences = 100,
+                                        .skip = skip});
+  };
+  using Positions = std::map<std::vector<int32_t>, std::vector<int32_t>>;  // by tokens
+  const auto positions = [](const Documents& documents) {
+    Positions found;
+    for (const StreamedDocument& each : documents) found[each.tokens] = each.positions;
+    return found;
+  };
+  BatchStream plain = stream(1, {}), skips = stream(1, kSkip), other = stream(2, kSkip);
+  const Documents without = Unpack(plain.Next());
+  Documents first = Unpack(skips.Next());
+  const Positions drawn = positions(first);
+  EXPECT_NE(drawn, positions(Unpack(skips.Next())));
+  EXPECT_NE(drawn, positions(Unpack(other.Next())));
+  std::set<int32_t> last;
+  for (size_t i = 0; i < first.size(); ++i) {
+    EXPECT_LT(first[i].positions.back(), kSkip.target);
+    last.insert(first[i].positions.back());
+    first[i].positions = without[i].positions;
+  }
+  EXPECT_GT(last.size(), 80u);
+  EXPECT_EQ(first, without);
 }
 
 // Several windows, which RandomData above does not reach.

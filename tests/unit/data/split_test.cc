@@ -26,14 +26,14 @@ TEST(Split, APartIsThoseDocumentsByThemselves) {
   MicroBatch batch;
   batch.tokens = {1, 2, 3, 4, 5, 6};
   batch.labels = {2, -100, 4, -100, 6, -100};
-  batch.positions = {0, 1, 0, 1, 0, 1};
+  batch.positions = {0, 1, 0, 9, 0, 1};
   batch.document_starts = {0, 2, 4, 6};
   batch.document_rows = {7, 8, 9};
   batch.document_places = {20, 22, 24};
   const MicroBatch part = PartOf(batch, {1, 3});
   EXPECT_THAT(part.tokens, ElementsAre(3, 4, 5, 6));
   EXPECT_THAT(part.labels, ElementsAre(4, -100, 6, -100));
-  EXPECT_THAT(part.positions, ElementsAre(0, 1, 0, 1));
+  EXPECT_THAT(part.positions, ElementsAre(0, 9, 0, 1));
   EXPECT_THAT(part.document_starts, ElementsAre(0, 2, 4));
   EXPECT_THAT(part.document_rows, ElementsAre(8, 9));
   // The names that random draws go by are those of the effective batch.

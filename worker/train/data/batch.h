@@ -15,7 +15,8 @@ struct MicroBatch {
   // The token that the row must predict: the next token of the same document where that token is
   // trained, else kIgnoreLabel. The last row of a document is always kIgnoreLabel.
   std::vector<int32_t> labels;
-  // Position in the document, from 0.
+  // Position in the document: 0, 1, 2, ... from its first row on, but for a training stream that
+  // skips some (PositionSkip), where it still ascends.
   std::vector<int32_t> positions;
   // First row of every document, and the number of rows at the end: attention stays inside.
   std::vector<int32_t> document_starts;

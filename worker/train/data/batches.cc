@@ -7,12 +7,13 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "common/violations.h"
+#include "worker/train/data/random.h"
 #include "worker/train/data/shares.h"
 
 namespace lemo::train {
 namespace {
 
-// Adds a document behind those that `batch` has.
+// Adds a document behind those that `batch` has, but for its positions.
 void Append(const Document& document, MicroBatch* batch) {
   if (batch->document_starts.empty()) batch->document_starts.push_back(0);
   const size_t length = document.tokens.size();
@@ -20,7 +21,6 @@ void Append(const Document& document, MicroBatch* batch) {
   for (size_t i = 0; i < length; ++i) {
     const bool labelled = i + 1 < length && document.trained[i + 1] != 0;
     batch->labels.push_back(labelled ? document.tokens[i + 1] : kIgnoreLabel);
-    batch->positions.push_back(static_cast<int32_t>(i));
   }
   batch->document_starts.push_back(static_cast<int32_t>(batch->rows()));
 }
@@ -83,6 +83,9 @@ Batch BatchStream::Next() {
   Batch batch;
   std::vector<Sequence> sequences;
   std::vector<double> costs;
+  // A batch lies within an epoch.
+  const uint64_t skip_key =
+      MixKeys(options_.seed, kPositionSkips, static_cast<uint64_t>(order_.epoch()));
   ForBatch(&order_, [&](const std::vector<int64_t>& documents, int64_t tokens) {
     sequences.push_back({documents, tokens, batch.tokens});
     std::vector<int64_t> lengths;
@@ -112,6 +115,8 @@ Batch BatchStream::Next() {
     int64_t place = sequences[s].place;
     for (const int64_t i : sequences[s].documents) {
       Append(data_->row(i), &micro_batch);
+      AppendPositions(options_.skip, MixBits(skip_key ^ static_cast<uint64_t>(i)), data_->length(i),
+                      &micro_batch.positions);
       micro_batch.document_rows.push_back(i);
       micro_batch.document_places.push_back(place);
       place += data_->length(i);
@@ -180,6 +185,7 @@ std::optional<MicroBatch> EvalBatches::Next() {
   MicroBatch batch;
   while (next_ < end_ && Fits(batch, data_->length(next_), micro_batch_tokens_)) {
     Append(data_->row(next_), &batch);
+    AppendPositions({}, 0, data_->length(next_), &batch.positions);
     ++next_;
   }
   return batch;

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "worker/train/data/batch.h"
 #include "worker/train/data/dataset.h"
+#include "worker/train/data/positions.h"
 #include "worker/train/data/sequence_order.h"
 
 namespace lemo::train {
@@ -30,6 +31,9 @@ struct BatchOptions {
   int share = 0;
   int shares = 1;
   double attention_length = 0;  // see SequenceCost
+  // Drawn from (seed, epoch, document), so that a document has the same positions whatever it lies
+  // beside, on whichever share, and from whichever cursor on.
+  PositionSkip skip;
 };
 
 // The data set must outlive the stream. Not thread-safe; movable.

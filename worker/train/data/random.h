@@ -22,13 +22,24 @@ inline uint64_t MixKeys(uint64_t a, uint64_t b, uint64_t c) {
   return MixBits(MixBits(MixBits(a) ^ b) ^ c);
 }
 
+// What the order of training and its positions draw from train.seed, kept apart.
+enum SeedUse : uint64_t {
+  kDocumentOrder = 1,
+  kWindowOrder = 2,
+  kSequenceOrder = 3,
+  kPositionSkips = 4
+};
+
+// A number in [0, size) from random bits: the high word of a product, biased below size / 2^64.
+inline uint64_t DrawBelow(uint64_t size, uint64_t bits) {
+  return static_cast<uint64_t>((static_cast<unsigned __int128>(bits) * size) >> 64);
+}
+
 // Shuffles in place (Fisher-Yates).
 template <typename T>
 void Shuffle(uint64_t key, std::vector<T>* values) {
   for (size_t i = values->size(); i > 1; --i) {
-    // The high word of a product: bias below i / 2^64.
-    const auto word = static_cast<unsigned __int128>(MixBits(key ^ MixBits(i)));
-    std::swap((*values)[i - 1], (*values)[static_cast<size_t>((word * i) >> 64)]);
+    std::swap((*values)[i - 1], (*values)[DrawBelow(i, MixBits(key ^ MixBits(i)))]);
   }
 }
 

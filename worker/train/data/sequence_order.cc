@@ -8,12 +8,6 @@
 #include "worker/train/data/random.h"
 
 namespace lemo::train {
-namespace {
-
-// Keeps the uses of one seed apart.
-enum KeyUse : uint64_t { kDocuments = 1, kWindows = 2, kSequences = 3 };
-
-}  // namespace
 
 std::vector<std::vector<int32_t>> PackBestFit(std::span<const int64_t> lengths, int64_t capacity) {
   std::vector<int32_t> by_length(lengths.size());
@@ -59,7 +53,7 @@ SequenceOrder::SequenceOrder(const Dataset* data, const OrderOptions& options)
 
 std::vector<std::vector<int64_t>> SequenceOrder::MakeSequences(int64_t window) const {
   const Permutation permutation(static_cast<uint64_t>(data_->rows()),
-                                MixKeys(options_.seed, kDocuments, 0));
+                                MixKeys(options_.seed, kDocumentOrder, 0));
   const int64_t begin = window * kWindow;
   const int64_t end = std::min(begin + kWindow, data_->rows());
   std::vector<int64_t> documents, lengths;
@@ -82,7 +76,7 @@ std::vector<std::vector<int64_t>> SequenceOrder::MakeSequences(int64_t window) c
 void SequenceOrder::LoadWindow() {
   const int32_t window = window_order_[slot_];
   window_ = MakeSequences(window);
-  const uint64_t epoch_key = MixKeys(options_.seed, kSequences, static_cast<uint64_t>(epoch_));
+  const uint64_t epoch_key = MixKeys(options_.seed, kSequenceOrder, static_cast<uint64_t>(epoch_));
   Shuffle(MixBits(epoch_key ^ static_cast<uint64_t>(window)), &window_);
   index_ = 0;
 }
@@ -90,7 +84,7 @@ void SequenceOrder::LoadWindow() {
 void SequenceOrder::StartEpoch() {
   window_order_.resize(layout_->window_sequences.size());
   std::iota(window_order_.begin(), window_order_.end(), 0);
-  Shuffle(MixKeys(options_.seed, kWindows, static_cast<uint64_t>(epoch_)), &window_order_);
+  Shuffle(MixKeys(options_.seed, kWindowOrder, static_cast<uint64_t>(epoch_)), &window_order_);
   sequence_ = 0;
   slot_ = 0;
   LoadWindow();
