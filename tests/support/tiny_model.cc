@@ -3,6 +3,8 @@
 #include <limits>
 #include <random>
 
+#include "worker/train/data/positions.h"
+#include "worker/train/data/random.h"
 #include "worker/train/model/random_tensor.h"
 
 namespace lemo::train::testing {
@@ -65,6 +67,15 @@ MicroBatch RandomBatch(const DecoderConfig& config, const std::vector<int>& leng
       batch.labels.push_back(ignored ? kIgnoreLabel : batch.tokens[first + i + 1]);
     }
     batch.document_starts.push_back(static_cast<int32_t>(batch.tokens.size()));
+  }
+  return batch;
+}
+
+MicroBatch SkipPositions(MicroBatch batch, int64_t target, uint64_t seed) {
+  batch.positions.clear();
+  for (size_t d = 0; d + 1 < batch.document_starts.size(); ++d) {
+    AppendPositions({.target = target, .chunks = 3}, MixBits(seed + d),
+                    batch.document_starts[d + 1] - batch.document_starts[d], &batch.positions);
   }
   return batch;
 }

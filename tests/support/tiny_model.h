@@ -23,6 +23,9 @@ DecoderConfig TinyConfig(const std::string& name);
 // Documents of these lengths, one after another; random tokens, a tenth of the labels ignored.
 MicroBatch RandomBatch(const DecoderConfig& config, const std::vector<int>& lengths, uint64_t seed);
 
+// The same with gaps in the positions of every document, all of them below `target`.
+MicroBatch SkipPositions(MicroBatch batch, int64_t target, uint64_t seed);
+
 // `parts` as one packed micro-batch.
 MicroBatch Pack(const std::vector<MicroBatch>& parts);
 

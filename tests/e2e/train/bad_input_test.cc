@@ -190,6 +190,11 @@ std::vector<Fault> Faults() {
   add("MaxLengthAboveTheModels",
       [](const Workspace&, json* s) { (*s)["data"]["max_length"] = 513; },
       {"data.max_length", "513", "512"});
+  add("SkippedPositionsAboveTheModels",
+      [](const Workspace&, json* s) {
+        (*s)["data"]["skip_positions"] = {{"target", 513}};
+      },
+      {"data.skip_positions.target", "513", "512"});
   add("UnknownTarget",
       [](const Workspace&, json* s) {
         (*s)["tuner"]["lora"]["targets"] = {"q_proj", "query"};

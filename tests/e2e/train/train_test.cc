@@ -112,6 +112,42 @@ TEST(Train, TheSplitIntoMicroBatchesChangesNothing) {
   }
 }
 
+TEST(Train, SkippedPositionsAreTheSameWhereverARunIsTakenUp) {
+  const Workspace workspace;
+  json spec = Workspace::Spec();
+  spec["data"]["skip_positions"] = {{"target", 512}};
+  spec["train"]["batch_sequences"] = 4;
+  spec["checkpoint"] = {{"every_steps", 2}, {"keep_last", 5}};
+  const auto run = [&](const std::string& out, std::vector<std::string> args = {}) {
+    spec["output"]["dir"] = out;
+    const Outcome outcome = workspace.Run(spec, std::move(args));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.out << outcome.err;
+    return outcome;
+  };
+  const Outcome whole = run("whole");
+  const std::string half = whole.Of("checkpoint").at(0).at("path");
+  for (const auto& [step, loss] : run("resumed", {"--resume", half}).Losses()) {
+    EXPECT_EQ(loss, whole.Losses().at(step)) << step;
+  }
+  EXPECT_EQ(Adapter(workspace, "resumed"), Adapter(workspace, "whole"));
+  spec["train"]["micro_batch_tokens"] = 256;
+  for (const auto& [step, loss] : run("rows256").Losses()) {
+    EXPECT_NEAR(loss, whole.Losses().at(step), 1e-6 * loss) << step;
+  }
+
+  // Another run than that of consecutive positions, whose evaluation is the same.
+  spec["train"].erase("micro_batch_tokens");
+  spec["data"]["skip_positions"]["chunks"] = 1;
+  const Outcome uncut = run("uncut");
+  spec["data"].erase("skip_positions");
+  const Outcome plain = run("plain");
+  EXPECT_EQ(uncut.Losses(), plain.Losses());
+  EXPECT_EQ(Adapter(workspace, "uncut"), Adapter(workspace, "plain"));
+  EXPECT_NE(whole.Losses(), plain.Losses());
+  EXPECT_EQ(whole.Last("result").at("eval_loss_before"),
+            plain.Last("result").at("eval_loss_before"));
+}
+
 TEST(Train, EveryStoragePolicyGivesTheSameBytes) {
   const Workspace workspace;
   json spec = Workspace::Spec();

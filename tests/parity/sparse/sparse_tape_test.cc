@@ -21,6 +21,7 @@ using testing::RandomBatch;
 using testing::RandomRows;
 using testing::RelativeError;
 using testing::Scheme;
+using testing::SkipPositions;
 using testing::TapedModel;
 using testing::Uniform;
 
@@ -74,6 +75,17 @@ TEST_P(SparseTape, EqualsTheMaskedDenseModel) {
                  expected, 1e-10);
     }
     EXPECT_NEAR(model.Loss(batch, rows.Rows()), expected.loss, 1e-10 * expected.loss);
+  }
+}
+
+TEST_P(SparseTape, KeptRowsKeepSkippedPositions) {
+  TapedModel model = Make(at::kDouble);
+  const MicroBatch batch = SkipPositions(Batch(model), model.config.max_positions, kSeed);
+  for (const Scheme& scheme : kSchemes) {
+    SCOPED_TRACE(scheme.name);
+    RandomRows rows(scheme, batch, model, kSeed);
+    const LossSums sums = model.Run(batch, Uniform("attn_out", model.config.layers), rows.Rows());
+    ExpectNear(model, sums, Plain(model, batch, rows.Oracle()), 1e-10);
   }
 }
 

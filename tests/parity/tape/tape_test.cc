@@ -16,6 +16,7 @@ using testing::LoraSpec;
 using testing::Plain;
 using testing::RandomBatch;
 using testing::RelativeError;
+using testing::SkipPositions;
 using testing::TapedModel;
 using testing::Uniform;
 
@@ -106,6 +107,19 @@ TEST_P(TapeParity, EqualsPlainAutogradInFloat64) {
   const MicroBatch batch = Batch(engine.config);
   const Expected expected = Plain(engine, batch, {});
   for (const std::string& policy : kStoragePolicies) {
+    SCOPED_TRACE(policy);
+    ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-12);
+  }
+}
+
+// Tables of the learned kind and of angles alike go by positions, not by rows.
+TEST_P(TapeParity, EqualsPlainAutogradWherePositionsAreSkipped) {
+  TapedModel engine = Make(at::kDouble);
+  const MicroBatch consecutive = Batch(engine.config);
+  const MicroBatch batch = SkipPositions(consecutive, engine.config.max_positions, kSeed);
+  const Expected expected = Plain(engine, batch, {});
+  EXPECT_NE(expected.loss, Plain(engine, consecutive, {}).loss);
+  for (const char* policy : {"all", "input"}) {
     SCOPED_TRACE(policy);
     ExpectNear(engine, engine.Run(batch, Uniform(policy, engine.config.layers)), expected, 1e-12);
   }

@@ -84,6 +84,15 @@ TEST(ValidateRunSpec, APredictorStandsInTheTunersPlace) {
                   HasSubstr("predictor.r1: "), HasSubstr("predictor.nested_from[0]: ")));
 }
 
+TEST(FillDefaults, PositionsAreSkippedOnlyWhereAsked) {
+  lemo::v1::RunSpec spec = Good();
+  FillDefaults(&spec);
+  EXPECT_FALSE(spec.data().has_skip_positions());
+  spec.mutable_data()->mutable_skip_positions()->set_target(9);
+  FillDefaults(&spec);
+  EXPECT_EQ(spec.data().skip_positions().chunks(), 2);
+}
+
 TEST(FillDefaults, NeverChoosesATuner) {
   lemo::v1::RunSpec spec = Good();
   spec.clear_tuner();
@@ -217,6 +226,20 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"checkpoint.every_steps=-1", "checkpoint.every_steps"},
         Refusal{"checkpoint.keep_last=0", "checkpoint.keep_last"},
         Refusal{"checkpoint.keep_best=true", "checkpoint.keep_best"}));
+
+TEST(ValidateRunSpec, SkippedPositionsReachBeyondTheDocuments) {
+  EXPECT_THAT(FaultsWith({"data.max_length=64", "data.skip_positions.target=64"}), IsEmpty());
+  EXPECT_THAT(FaultsWith({"data.skip_positions={}"}),
+              ElementsAre(HasSubstr("data.skip_positions.target: required"),
+                          HasSubstr("data.max_length: required")));
+  for (const std::string chunks : {"0", "1025"}) {
+    EXPECT_THAT(FaultsWith({"data.max_length=64", "data.skip_positions.target=63",
+                            "data.skip_positions.chunks=" + chunks}),
+                ElementsAre("data.skip_positions.target: must be at least data.max_length = 64, "
+                            "got 63",
+                            "data.skip_positions.chunks: must be from 1 to 1024, got " + chunks));
+  }
+}
 
 TEST(ValidateRunSpec, CombinationsAcrossSections) {
   EXPECT_THAT(FaultsWith({"device=cpu", "model.compute_type=float16"}),

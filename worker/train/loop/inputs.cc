@@ -25,6 +25,16 @@ void AddStatus(const std::string& field, const absl::Status& status, Violations*
   }
 }
 
+// That documents may have the positions of `length` tokens.
+void CheckLength(const DecoderConfig& config, const std::string& field, int64_t length,
+                 Violations* violations) {
+  const absl::Status status = CheckRunLength(config, length);
+  if (status.ok()) return;
+  for (const absl::string_view line : absl::StrSplit(status.message(), '\n')) {
+    violations->Add(field, std::string(absl::StripPrefix(line, "max_length: ")));
+  }
+}
+
 // Targets are checked against the names that the config implies, so that a typing mistake is found
 // before gigabytes of weights are read.
 void CheckTargets(const Inputs& inputs, Violations* violations) {
@@ -73,11 +83,10 @@ void OpenModel(Inputs* inputs, Violations* violations) {
     }
     spec.mutable_data()->set_max_length(static_cast<int32_t>(longest));
   }
-  if (absl::Status status = CheckRunLength(inputs->config, spec.data().max_length());
-      !status.ok()) {
-    AddStatus("data.max_length",
-              absl::Status(status.code(), absl::StripPrefix(status.message(), "max_length: ")),
-              violations);
+  CheckLength(inputs->config, "data.max_length", spec.data().max_length(), violations);
+  if (spec.data().has_skip_positions()) {
+    CheckLength(inputs->config, "data.skip_positions.target", spec.data().skip_positions().target(),
+                violations);
   }
   if (!spec.train().has_micro_batch_tokens()) {
     spec.mutable_train()->set_micro_batch_tokens(spec.data().max_length());

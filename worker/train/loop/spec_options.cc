@@ -30,7 +30,9 @@ BatchOptions BatchOptionsOf(const lemo::v1::RunSpec& spec, const DecoderConfig& 
           .batch_sequences = spec.train().batch_sequences(),
           .batch_tokens = spec.train().batch_tokens(),
           .micro_batch_tokens = spec.train().micro_batch_tokens(),
-          .attention_length = AttentionLength(config)};
+          .attention_length = AttentionLength(config),
+          .skip = {.target = spec.data().skip_positions().target(),
+                   .chunks = spec.data().skip_positions().chunks()}};
 }
 
 Schedule ScheduleOf(const lemo::v1::TrainSpec& train, int64_t total_steps) {

@@ -458,9 +458,10 @@ class Run {
     }
     Phase("score", absl::StrCat("blocks of the training data, by ", spec().tokens().table_score()));
     // Every rank scores all: which documents will be its own is not known for the steps to come.
-    LEMO_ASSIGN_OR_RETURN(
-        BatchStream ahead,
-        BatchStream::Create(&*inputs_.train, BatchOptionsOf(spec(), inputs_.config)));
+    BatchOptions batches = BatchOptionsOf(spec(), inputs_.config);
+    // A document has one score for all steps, each of which skips other positions.
+    batches.skip = {};
+    LEMO_ASSIGN_OR_RETURN(BatchStream ahead, BatchStream::Create(&*inputs_.train, batches));
     LEMO_RETURN_IF_ERROR(ahead.Seek(stream_->cursor()));
     for (int64_t step = state_.step;
          step < total_steps_ && table->documents() < inputs_.train->rows(); ++step) {

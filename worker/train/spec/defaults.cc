@@ -19,6 +19,7 @@ void FillData(const std::string& output_dir, lemo::v1::DataSpec* data) {
   if (!output_dir.empty()) {
     LEMO_DEFAULT(data, cache_dir, (std::filesystem::path(output_dir) / "cache").string());
   }
+  if (data->has_skip_positions()) LEMO_DEFAULT(data->mutable_skip_positions(), chunks, 2);
   for (auto& file : *data->mutable_train()) LEMO_DEFAULT(&file, format, "auto");
   for (auto& file : *data->mutable_eval()) LEMO_DEFAULT(&file, format, "auto");
 }

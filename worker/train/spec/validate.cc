@@ -16,6 +16,9 @@ namespace {
 
 using Choices = std::vector<std::string>;
 
+// Parts of a document (data.skip_positions): beyond this many, hardly a distance would be true.
+constexpr int32_t kMostChunks = 1024;
+
 const Choices& Formats() {
   static const auto* choices = new Choices{"auto", "chat", "completion", "text", "book"};
   return *choices;
@@ -145,6 +148,24 @@ class Validator {
     if (data.has_loss_on()) OneOf("data.loss_on", data.loss_on(), {"auto", "assistant", "all"});
     if (data.has_cache_dir()) {
       Required("data.cache_dir", !data.cache_dir().empty(), "a directory, or leave the field out");
+    }
+    if (data.has_skip_positions()) SkipPositions(data.skip_positions());
+  }
+
+  void SkipPositions(const lemo::v1::PositionSkipSpec& skip) {
+    const auto& data = spec_.data();
+    Required("data.skip_positions.target", skip.has_target(),
+             "the length whose positions training should meet");
+    // Its default is the longest that the model can, which leaves nothing to skip.
+    Required("data.max_length", data.has_max_length(),
+             "with data.skip_positions, the length of what is read");
+    if (skip.has_target() && data.has_max_length() && skip.target() < data.max_length()) {
+      Fault("data.skip_positions.target", absl::StrCat("must be at least data.max_length = ",
+                                                       data.max_length(), ", got ", skip.target()));
+    }
+    if (skip.has_chunks() && (skip.chunks() < 1 || skip.chunks() > kMostChunks)) {
+      Fault("data.skip_positions.chunks",
+            absl::StrCat("must be from 1 to ", kMostChunks, ", got ", skip.chunks()));
     }
   }
 
