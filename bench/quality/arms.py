@@ -11,6 +11,7 @@ class Arm:
     tokens: dict = dataclasses.field(default_factory=dict)
     steps_share: float = 1.0    # dense at equal time: fewer steps
     window_share: float = 1.0   # dense at equal tokens: shorter windows, as many of them
+    skip_positions: bool = False  # with positions of the full window
     train: bool = True          # False: the base as it is
     spec: dict = dataclasses.field(default_factory=dict)  # other fields, "memory.policy": "input"
 
@@ -25,6 +26,10 @@ def fewer_steps(keep):
 
 def short(keep):
     return Arm("dense, short windows", keep, window_share=keep)
+
+
+def pose(keep):
+    return Arm("PoSE, short windows", keep, window_share=keep, skip_positions=True)
 
 
 def sparse(policy, scope, keep, **options):
@@ -48,7 +53,7 @@ def screen(task, steps):
     def table(score, keep=half):
         return sparse("table", "stack", keep, table_score=score)
 
-    arms = [BASE, DENSE, sparse("random", "stack", half), short(half), fewer_steps(half)]
+    arms = [BASE, DENSE, sparse("random", "stack", half), short(half), pose(half), fewer_steps(half)]
     # The paper's form (first) and what becomes of it.
     arms += [layered("random", "off", "auto"), layered("random", "shared", "all"),
              layered("norm", "shared", "all"), sparse("norm", "stack", half), sparse("recency", "stack", half)]
@@ -56,7 +61,8 @@ def screen(task, steps):
         arms += [sparse("random", "stack", half, keep_labels=False)]
     arms += [sparse("oracle", "stack", half), layered("oracle", "off", "auto"), table("low_loss"),
              layered("oracle", "shared", "all"), table("attention")]
-    # Two chunks of a quarter of the window each, at their true distance: PoSE on a grid.
+    # Two chunks of a quarter of the window each, at their true distance: PoSE on a grid, with the text
+    # that is there.
     arms += [sparse("random", "stack", half, chunk_blocks=8, sink_blocks=0, local_blocks=0),
              sparse("random", "stack", half, cooldown_steps=steps // 4),
              sparse("random", "stack", 0.8), sparse("random", "stack", 0.3), short(0.3)]
@@ -84,7 +90,7 @@ def screen(task, steps):
 
 
 # Shares in which the arms of the long stage are taken.
-LONG = [BASE, DENSE, sparse("random", "stack", 0.5), short(0.5), fewer_steps(0.5),
+LONG = [BASE, DENSE, sparse("random", "stack", 0.5), short(0.5), pose(0.5), fewer_steps(0.5),
         sparse("random", "layer", 0.5, mlp="off", layers="auto"),
         sparse("oracle", "layer", 0.5, mlp="off", layers="auto"),
         sparse("table", "stack", 0.5, table_score="attention"),

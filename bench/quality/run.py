@@ -104,6 +104,8 @@ class Task:
         if arm.window_share < 1 and self.name != "c":
             length = int(length * arm.window_share)
         spec["data"] |= {"train": [{"path": str(self.train_file(arm.window_share))}], "max_length": length}
+        if arm.skip_positions:
+            spec["data"]["skip_positions"] = {"target": self.setting.length}
         spec["train"] |= {"steps": steps or max(1, round(self.setting.steps * arm.steps_share)),
                           "batch_sequences": self.setting.batch,
                           "micro_batch_tokens": self.setting.batch * length,
@@ -379,6 +381,8 @@ def study(args, store):
             record["steps_share"] = arm.steps_share
         if arm.window_share < 1:
             record["window_share"] = arm.window_share
+        if arm.skip_positions:
+            record["skip_positions"] = True
         store.append(record)
         exact = f" exact {record['exact']:.3f}" if "exact" in record else ""
         say(f"{number + 1}/{len(todo)} {key}: loss {record['loss']:.4f}{exact} "

@@ -39,8 +39,9 @@ class Group:
         found = {}
         for record in self.records:
             found.setdefault((record["arm"], record["keep"]), []).append(record)
-        rank = {"base": 0, "dense": 1, "dense, short windows": 2, "dense, fewer steps": 3}
-        order = sorted(found, key=lambda at: (rank.get(at[0], 4), *scope_of(found[at][0]), at[0], -at[1]))
+        controls = ["base", "dense", "dense, short windows", "PoSE, short windows", "dense, fewer steps"]
+        rank = {arm: number for number, arm in enumerate(controls)}
+        order = sorted(found, key=lambda at: (rank.get(at[0], len(rank)), *scope_of(found[at][0]), at[0], -at[1]))
         return [(arm, keep, found[arm, keep]) for arm, keep in order]
 
     def time(self, record):
