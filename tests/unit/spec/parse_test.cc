@@ -113,7 +113,7 @@ TEST(ParseRunSpec, MembersOfAOneofExcludeEachOther) {
 TEST(ParseRunSpec, PointsToAFieldThatStandsElsewhere) {
   EXPECT_THAT(FaultsOf(R"({"learning_rate": 1})"),
               ElementsAre("learning_rate: run.json:1: unknown field; did you mean "
-                          "train.learning_rate?"));
+                          "train.learning_rate or tokens.online.learning_rate?"));
   EXPECT_THAT(FaultsOf(R"({"memory": {"zzzzzzzz": 1}})"),
               ElementsAre(HasSubstr("unknown field; known here: policy, layers")));
 }

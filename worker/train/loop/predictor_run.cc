@@ -39,6 +39,8 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kReportedShare = 0.4;
 // Training sequences on which a predictor is measured when no data is held out.
 constexpr int64_t kSequencesMeasured = 8;
+// Of a predictor that a run trains first: what its scale and its learning need at the least.
+constexpr int64_t kLeastPredictorSteps = 50;
 // Of the sample on which rows are left out of layers, unless eval.max_sequences says otherwise.
 constexpr int64_t kSequencesAllocated = 32;
 
@@ -309,7 +311,15 @@ lemo::v1::RunSpec TrainingSpecFor(const lemo::v1::RunSpec& spec, const TokenSett
     if (spec.tokens().mode() == "threshold") predictor->set_allocate_by("fd");
   }
   FillDefaults(&result);
-  result.mutable_train()->set_micro_batch_tokens(result.data().max_length());
+  lemo::v1::TrainSpec* train = result.mutable_train();
+  if (spec.train().has_steps()) {
+    // A short run is not kept waiting for longer than it takes itself.
+    const int64_t sequences =
+        int64_t{spec.train().steps()} * std::max(1, spec.train().batch_sequences());
+    train->set_steps(static_cast<int32_t>(
+        std::clamp<int64_t>(sequences, kLeastPredictorSteps, train->steps())));
+  }
+  train->set_micro_batch_tokens(result.data().max_length());
   return result;
 }
 
