@@ -223,6 +223,7 @@ TEST(Contract, SetsWhatTheOfferFixesAndNothingElse) {
   contract.mutable_offer()->mutable_overrides()->mutable_tokens()->add_keep(0.25);
   ApplyContract(contract, &spec);
   EXPECT_THAT(spec.run().tokens().keep(), ElementsAre(0.25));
+  contract.mutable_offer()->mutable_overrides()->clear_tokens();
   contract.mutable_offer()->mutable_overrides()->mutable_tokens()->set_policy("dense");
   ApplyContract(contract, &spec);
   EXPECT_EQ(spec.run().tokens().policy(), "dense");
