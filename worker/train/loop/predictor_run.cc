@@ -41,6 +41,7 @@ constexpr double kReportedShare = 0.4;
 constexpr int64_t kSequencesMeasured = 8;
 // Of a predictor that a run trains first: what its scale and its learning need at the least.
 constexpr int64_t kLeastPredictorSteps = 50;
+constexpr int kTold = 10;  // parts of its training that are told
 // Of the sample on which rows are left out of layers, unless eval.max_sequences says otherwise.
 constexpr int64_t kSequencesAllocated = 32;
 
@@ -399,8 +400,14 @@ absl::Status ResolvePredictor(const Compute& compute, bool may_train, const Emit
     const std::string name =
         absl::StrCat("predictor-", use.base.fingerprint.substr(0, 12), "-",
                      absl::FormatTime("%Y%m%dT%H%M%SZ", absl::Now(), absl::UTCTimeZone()));
-    // Its steps are none of this run's.
+    // Its steps are none of this run's: they are told as parts of a phase.
     const EmitEvent quiet = [&emit](lemo::v1::RunEvent event) {
+      const lemo::v1::StepEvent& step = event.step();
+      if (event.has_step() && step.step() % std::max(1, step.steps() / kTold) == 0) {
+        EmitPhase(emit, "predictor",
+                  absl::StrFormat("step %d of %d, %.0f s to go", step.step(), step.steps(),
+                                  step.eta_seconds()));
+      }
       if (event.has_phase() || event.has_warning()) emit(std::move(event));
     };
     LEMO_ASSIGN_OR_RETURN(const TrainedPredictor trained,
