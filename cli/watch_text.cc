@@ -17,7 +17,8 @@ using lemo::v1::RunEvent;
 
 constexpr char kEraseLine[] = "\r\x1b[K";
 
-// Share of the rows that sub-blocks computed, mean of all; "" for a step of all rows.
+// Share of the rows that sub-blocks computed, mean of all, and recall where it was measured; "" for
+// a step of all rows.
 std::string Kept(const lemo::v1::StepEvent& step) {
   const lemo::v1::TokenSparsity& sparsity = step.sparsity();
   const int sub_blocks = sparsity.attention_kept_size() + sparsity.mlp_kept_size();
@@ -25,7 +26,11 @@ std::string Kept(const lemo::v1::StepEvent& step) {
   double sum = 0;
   for (const double share : sparsity.attention_kept()) sum += share;
   for (const double share : sparsity.mlp_kept()) sum += share;
-  return absl::StrFormat("kept %.0f %%", 100 * sum / sub_blocks);
+  std::string kept = absl::StrFormat("kept %.0f %%", 100 * sum / sub_blocks);
+  double recall = 0;
+  for (const double share : sparsity.recall()) recall += share / sparsity.recall_size();
+  if (!sparsity.recall().empty()) absl::StrAppendFormat(&kept, " (recall %.0f %%)", 100 * recall);
+  return kept;
 }
 
 std::string RunText(const RunEvent& run) {

@@ -117,6 +117,26 @@ TEST(SelectBlocks, WhatIsNotFiniteIsKeptAndCounted) {
   }
 }
 
+// By hand: of ten blocks the ends and one with labels are mandatory, five are kept.
+TEST(RecallOf, CountsWhatTrueScoresWouldKeepBesidesWhatIsKeptAnyway) {
+  const BlockMask always = {0, 0, 0, 1, 0, 0, 0, 0, 0, 0};
+  const SelectOptions half = {.keep = 0.5};
+  const BlockMask kept = {1, 0, 1, 1, 0, 1, 0, 0, 0, 1};
+  // Of the free blocks 1 and 2 are truly best; block 2 was kept, 5 was in the place of 1.
+  const std::vector<float> truth = {0, 9, 8, 0, 1, 2, 3, 4, 5, 0};
+  const ChoiceRecall recall = RecallOf(kept, truth, OneDocument(10), always, half);
+  EXPECT_EQ(recall.wanted, 2);
+  EXPECT_EQ(recall.kept, 1);
+  // As many as were kept, whatever the rule that kept them.
+  const SelectOptions above = {.use_threshold = true, .threshold = 100};
+  EXPECT_EQ(RecallOf(kept, truth, OneDocument(10), always, above).wanted, 2);
+  // Nothing is left to the ranking where a document is kept whole.
+  EXPECT_EQ(RecallOf(BlockMask(3, 1), std::vector<float>(3), OneDocument(3), {}, half).wanted, 0);
+  // A choice by the truth itself.
+  const BlockMask best = SelectBlocks(truth, OneDocument(10), always, half).kept;
+  EXPECT_EQ(RecallOf(best, truth, OneDocument(10), always, half).kept, 2);
+}
+
 TEST(SelectBlocks, ShortDocumentsAreKeptWhole) {
   for (const int64_t blocks : {1, 2, 3}) {
     EXPECT_EQ(

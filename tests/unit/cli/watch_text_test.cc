@@ -116,6 +116,8 @@ TEST(WatchText, AStepThatDropsRowsSaysHowManyItKept) {
   EXPECT_THAT(lines.Event(step), HasSubstr("16.4k tok/s  kept 56 %  peak 412.0 MiB"));
   live.Event(step);
   EXPECT_THAT(live.Draw(), ::testing::EndsWith("ETA 0:18  kept 56 %"));
+  sparsity.add_recall(0.75);
+  EXPECT_THAT(lines.Event(step), HasSubstr("kept 56 % (recall 75 %)"));
   JobEvent eval = At(3);
   eval.mutable_run()->mutable_eval()->set_loss(0.5);
   for (const double share : {0.75, 1.0}) eval.mutable_run()->mutable_eval()->add_recall(share);

@@ -4,11 +4,13 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "tests/support/taped_model.h"
 #include "worker/train/tokens/policy/plan.h"
+#include "worker/train/tokens/scoring/attention_scores.h"
 
 namespace lemo::train {
 namespace {
@@ -99,6 +101,73 @@ TEST(PredictorPolicy, NoGradientToOrFromThePredictor) {
   }
   // And other ones do not: the comparison above is of something.
   EXPECT_NE(RunPlan(model, batch, Draw(model.config, 2)).masks, first.masks);
+}
+
+// Recall, counted here from the scores alone: of every document the best of either ranking, with
+// neither its first nor its last block, which are kept anyway.
+TEST(PredictorPolicy, SampledRecallIsThatOfTrueScores) {
+  for (const std::string scope : {"layer", "group", "nested", "stack"}) {
+    SCOPED_TRACE(scope);
+    TapedModel model("gqa", at::kFloat, testing::LoraSpec());
+    const int64_t layers = model.config.layers;
+    const TokenSettings settings = Settings(scope, layers);
+    const MicroBatch batch = RandomBatch(model.config, {64, 40}, 7);
+    const DeviceBatch device = ToDevice(batch, model.decoder, kBlock);
+    const std::unique_ptr<TokenPolicy> policy =
+        MakePredictorPolicy(settings, model.decoder, Draw(model.config, 1));
+    TokenPlan plan(settings, *policy, model.decoder, *device.space,
+                   {.keep = settings.keep,
+                    .labelled = std::vector<uint8_t>(batch.rows(), 1),
+                    .document_rows = {},
+                    .tokens = device.tokens,
+                    .labels = device.labels,
+                    .measured = 0});
+    const at::Tensor stream = at::empty({batch.rows(), model.config.hidden});
+    Embed(model.decoder, device.tokens, device.space->positions(),
+          model.decoder.Rows(stream.size(0)), stream);
+    model.block_rows = kBlock;
+    const BlocksKept entering = plan.Enter(*device.space);
+    model.Run(batch, testing::Uniform("input", layers), {.source = &plan, .entering = entering});
+    SparsityCounts counts;
+    plan.AddTo(&counts);
+
+    const int64_t end = scope == "layer" ? 1 : scope == "group" ? 2 : layers;
+    const std::vector<float> guess = policy->Scores({.space = *device.space,
+                                                     .stream = stream,
+                                                     .tokens = device.tokens,
+                                                     .layer = 0,
+                                                     .end_layer = end});
+    const at::Tensor truth = MeanAttentionScores(model.decoder, 0, end, stream, *device.space, {});
+    const BlockLayout& blocks = device.space->blocks();
+    int64_t wanted = 0, common = 0;
+    for (size_t d = 0; d + 1 < blocks.documents.size(); ++d) {
+      const int64_t first = blocks.documents[d] + 1, last = blocks.documents[d + 1] - 1;
+      const int64_t best = (last - first + 2 + 1) / 2 - 2;  // half of them, with both ends
+      std::vector<int64_t> by_guess, by_truth;
+      for (int64_t n = first; n < last; ++n) by_guess.push_back(n);
+      by_truth = by_guess;
+      std::sort(by_guess.begin(), by_guess.end(),
+                [&](int64_t a, int64_t b) { return guess[a] > guess[b]; });
+      std::sort(by_truth.begin(), by_truth.end(), [&](int64_t a, int64_t b) {
+        return truth[a].item<float>() > truth[b].item<float>();
+      });
+      wanted += best;
+      for (int64_t i = 0; i < best; ++i) {
+        common += std::count(by_guess.begin(), by_guess.begin() + best, by_truth[i]);
+      }
+    }
+    EXPECT_EQ(counts.recall.wanted, wanted);
+    EXPECT_EQ(counts.recall.kept, common);
+    // Sums of ranks, and what an event says.
+    SparsityCounts sums;
+    sums.SetNumbers(counts.Numbers(layers));
+    EXPECT_EQ(sums.recall.kept, counts.recall.kept);
+    EXPECT_EQ(sums.rows, counts.rows);
+    const lemo::v1::TokenSparsity event = counts.Shares(1, 1, 0);
+    ASSERT_EQ(event.recall_size(), 1);
+    EXPECT_EQ(event.recall_layers(0), 0);
+    EXPECT_DOUBLE_EQ(event.recall(0), static_cast<double>(common) / static_cast<double>(wanted));
+  }
 }
 
 // Every scope asks its own head.

@@ -80,6 +80,9 @@ TEST(Pretty, AStepThatDropsRowsSaysHowManyItKept) {
   *step.mutable_step()->mutable_sparsity() = lemo::testing::SampleSparsity(11);
   EXPECT_THAT(lines.Format(step), HasSubstr("16.4k tok/s  kept 62 %  peak 412.0 MiB"));
   EXPECT_THAT(live.Format(step), HasSubstr("16.4k tok/s  kept 62 %  412.0 MiB"));
+  step = StepAfter(&clock, 1, 20);
+  *step.mutable_step()->mutable_sparsity() = lemo::testing::SampleSparsity(20);
+  EXPECT_THAT(lines.Format(step), HasSubstr("kept 62 % (recall 66 %)  peak"));
   // A picture is none of a terminal's, and leaves the progress line alone.
   auto selection = clock.After(0);
   *selection.mutable_selection() = lemo::testing::SampleSelection(11);

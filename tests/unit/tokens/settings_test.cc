@@ -1,6 +1,9 @@
 // tokens.*: its defaults, its faults by field, and what becomes of it for a model.
 #include "worker/train/tokens/settings.h"
 
+#include <optional>
+#include <utility>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/unit/spec/faults.h"
@@ -103,6 +106,32 @@ TEST(TokenSettings, Groups) {
   EXPECT_THAT(continues, ElementsAre(false, false, true, false, false, false));
 }
 
+TEST(TokenSettings, OneChoiceAfterAnotherIsMeasured) {
+  const auto choices = [](const Assignments& more) {
+    Assignments all = {"tokens.policy=predictor"};
+    all.insert(all.end(), more.begin(), more.end());
+    return Settings(all).Choices();
+  };
+  EXPECT_THAT(choices({"tokens.scope=layer"}), ElementsAre(2, 3, 4));
+  EXPECT_THAT(choices({"tokens.scope=group", "tokens.layers=all"}), ElementsAre(0, 2, 4));
+  EXPECT_THAT(choices({"tokens.scope=nested", "tokens.keep=[1, 0.9, 0.9, 0.5, 0.5, 0.2]"}),
+              ElementsAre(1, 3, 5));
+  EXPECT_THAT(choices({"tokens.scope=stack"}), ElementsAre(0));
+  EXPECT_THAT(choices({"tokens.keep=1"}), IsEmpty());
+  const TokenSettings layer = Settings({"tokens.policy=predictor", "tokens.scope=layer"});
+  for (const auto& [step, measured] :
+       {std::pair(0, std::optional<int64_t>(2)), {1, std::nullopt}, {10, 3}, {20, 4}, {30, 2}}) {
+    EXPECT_EQ(layer.MeasuredAt(step), measured) << step;
+  }
+  // There a measurement is a forward pass of all rows.
+  const TokenSettings stack = Settings({"tokens.policy=predictor"});
+  EXPECT_EQ(stack.MeasuredAt(10), std::nullopt);
+  EXPECT_EQ(stack.MeasuredAt(50), 0);
+  const TokenSettings never = Settings({"tokens.policy=predictor", "tokens.recall_every_steps=0"});
+  EXPECT_EQ(never.MeasuredAt(0), std::nullopt);
+  EXPECT_EQ(Settings({"tokens.policy=norm"}).MeasuredAt(0), std::nullopt);
+}
+
 TEST(TokenSettings, TheShareOverARun) {
   const TokenSettings settings =
       Settings({"tokens.policy=random", "tokens.scope=layer", "tokens.keep=[1, 1, 0.5, 0.2, 1, 1]",
@@ -197,6 +226,10 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{
             {"tokens.scope=layer", "tokens.group_layers=2"}, "tokens.group_layers", "scope group"},
         Fault{{"tokens.predictor=there"}, "tokens.predictor", "is for policy predictor"},
+        Fault{{"tokens.recall_every_steps=5"}, "tokens.recall_every_steps", "guesses at true"},
+        Fault{{"tokens.policy=predictor", "tokens.recall_every_steps=-1"},
+              "tokens.recall_every_steps",
+              "at least 0"},
         Fault{{"tokens.table_score=loss"}, "tokens.table_score", "is for policy table"},
         Fault{{"tokens.policy=table", "tokens.table_score=less"}, "tokens.table_score", "low_loss"},
         Fault{{"tokens.policy=oracle", "tokens.combine=row"}, "tokens.combine", "column_mean"},

@@ -132,7 +132,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const lemo::v1::RunSpec& 
 }
 
 TokenPlan Engine::MakePlan(const DeviceBatch& device, const MicroBatch& batch,
-                           std::vector<double> keep, uint64_t draw) {
+                           std::vector<double> keep, uint64_t draw,
+                           std::optional<int64_t> measured) {
   std::vector<uint8_t> labelled(batch.labels.size());
   std::transform(batch.labels.begin(), batch.labels.end(), labelled.begin(),
                  [](int32_t label) { return label != kIgnoreLabel; });
@@ -143,7 +144,14 @@ TokenPlan Engine::MakePlan(const DeviceBatch& device, const MicroBatch& batch,
                     .document_places = batch.document_places,
                     .tokens = device.tokens,
                     .labels = device.labels,
-                    .draw = draw});
+                    .draw = draw,
+                    .measured = measured});
+}
+
+bool Engine::CanMeasure() const {
+  const bool values_come_and_go =
+      gang_->data().size() > 1 && ParseSharding(spec_.parallel().shard()) == Sharding::kParameters;
+  return decoder_.tensor == nullptr && !values_come_and_go && !spec_.memory().has_budget_bytes();
 }
 
 Engine::Pass Engine::Forward(const DeviceBatch& device, TokenPlan* plan, Tape::Options options,
@@ -226,6 +234,13 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
   LossSums sums;
   StepResult result;
   SparsityCounts counts;
+  const std::optional<int64_t> measured =
+      sparse && CanMeasure() ? tokens_.MeasuredAt(step) : std::nullopt;
+  // One micro-batch is enough to look at, and short documents leave little to choose.
+  const auto largest = std::max_element(
+      batch.micro_batches.begin(), batch.micro_batches.end(),
+      [](const MicroBatch& a, const MicroBatch& b) { return a.rows() < b.rows(); });
+  const auto looked_at = static_cast<size_t>(largest - batch.micro_batches.begin());
   std::string bad;
   const size_t rounds = std::max(static_cast<size_t>(batch.rounds), batch.micro_batches.size());
   for (size_t i = 0; i < rounds; ++i) {
@@ -241,7 +256,8 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
     std::optional<TokenPlan> plan;
     if (sparse) {
       plan.emplace(MakePlan(device, micro_batch, keep,
-                            MixKeys(spec_.train().seed(), static_cast<uint64_t>(step), 0)));
+                            MixKeys(spec_.train().seed(), static_cast<uint64_t>(step), 0),
+                            i == looked_at ? measured : std::nullopt));
     }
     const Pass pass = Forward(device, plan ? &*plan : nullptr, options, /*for_backward=*/true);
     const LossSums part = objective_->LossAndGradient(pass.stream, pass.labels, scale);
@@ -281,7 +297,7 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
     std::vector<double> numbers = counts.Numbers(std::ssize(decoder_.layers));
     AddUp(&numbers);
     counts.SetNumbers(numbers);
-    result.sparsity = counts.Shares(batch.labelled_tokens, sums.labelled);
+    result.sparsity = counts.Shares(batch.labelled_tokens, sums.labelled, measured);
   }
   if (sums.labelled != batch.labelled_tokens) {
     sharded_->ScaleGradients(static_cast<double>(batch.labelled_tokens) /

@@ -146,7 +146,10 @@ class Engine {
   // Those of the rows that the last forward pass left, as they lie.
   at::Tensor InOrder(const at::Tensor& labels) const;
   TokenPlan MakePlan(const DeviceBatch& device, const MicroBatch& batch, std::vector<double> keep,
-                     uint64_t draw);
+                     uint64_t draw, std::optional<int64_t> measured = std::nullopt);
+  // Whether true scores can be made amid a step: this rank has all heads and all values of the
+  // layers to come, and keeps to no budget that is not made for it.
+  bool CanMeasure() const;
   // Gives this rank its micro-batches of those of `next`, with a number that each has on any rank;
   // who has none passes by, as often as it would have computed: `passes` times.
   void Share(const std::function<std::optional<MicroBatch>()>& next, bool divide, int passes,

@@ -60,8 +60,11 @@ std::string Bar(double done, int columns) {
 
 // Empty for a step of all rows.
 std::string Kept(const lemo::v1::StepEvent& step) {
-  return step.has_sparsity() ? absl::StrFormat("kept %.0f %%", 100 * RowsComputed(step.sparsity()))
-                             : "";
+  if (!step.has_sparsity()) return "";
+  const lemo::v1::TokenSparsity& sparsity = step.sparsity();
+  const std::string kept = absl::StrFormat("kept %.0f %%", 100 * RowsComputed(sparsity));
+  if (sparsity.recall().empty()) return kept;
+  return absl::StrFormat("%s (recall %.0f %%)", kept, 100 * MeanOfLayers(sparsity).recall(0));
 }
 
 std::string ProgressLine(const lemo::v1::StepEvent& step, int width) {

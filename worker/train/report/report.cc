@@ -172,8 +172,10 @@ const std::vector<std::pair<std::string, std::string>>& SparsityDefinitions() {
        "Labelled rows that carried loss, divided by all of them; the loss and its gradient are "
        "means over those that did."},
       {"recall",
-       "Of the blocks that true attention scores would have kept, those that were kept too; "
-       "measured in some steps and layers. Random choice has the recall of its share."},
+       "Of the blocks that true attention scores would have kept, as many as were kept, those that "
+       "were; without blocks that are kept whatever their score. Measured in some steps and "
+       "layers. "
+       "Random choice has about the recall of its share."},
       {"time to choose",
        "Seconds that scores and choices of blocks took, divided by those of the step."},
       {"bad blocks", "Blocks whose score was not finite. They are kept."},

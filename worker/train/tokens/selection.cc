@@ -122,4 +122,25 @@ BlockChoice SelectBlocks(std::span<const float> scores, const BlockLayout& block
   return choice;
 }
 
+ChoiceRecall RecallOf(const BlockMask& kept, std::span<const float> truth,
+                      const BlockLayout& blocks, const BlockMask& always,
+                      const SelectOptions& options, std::span<const int64_t> whole) {
+  ChoiceRecall recall;
+  BlockMask mandatory(blocks.blocks(), 0);
+  for (size_t i = 0; i + 1 < blocks.documents.size(); ++i) {
+    const int64_t first = blocks.documents[i], last = blocks.documents[i + 1];
+    if (KeptWhole(whole.empty() ? last - first : whole[i], options)) continue;
+    MarkMandatory(always, options, first, last, &mandatory);
+    BlockMask best = mandatory;
+    const int64_t count = std::count(kept.begin() + first, kept.begin() + last, uint8_t{1});
+    FillByRank(truth, options, first, last, count, &best);
+    for (int64_t n = first; n < last; ++n) {
+      if (mandatory[n] || !best[n]) continue;
+      ++recall.wanted;
+      recall.kept += kept[n];
+    }
+  }
+  return recall;
+}
+
 }  // namespace lemo::train

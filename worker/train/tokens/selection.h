@@ -52,4 +52,17 @@ BlockChoice SelectBlocks(std::span<const float> scores, const BlockLayout& block
                          const BlockMask& always, const SelectOptions& options,
                          std::span<const int64_t> whole = {});
 
+// How far a choice agrees with true scores (lemo-spec section 17.21).
+struct ChoiceRecall {
+  int64_t wanted = 0;  // blocks that `truth` would keep, but for those that are kept anyway
+  int64_t kept = 0;    // of these
+};
+
+// Of what `kept` has of every document, beside what the same number of blocks by `truth` would be:
+// as SelectBlocks makes it, mandatory blocks first. They, and documents that are kept whole, are
+// the same whatever ranks the rest, and count on neither side. Other arguments as SelectBlocks'.
+ChoiceRecall RecallOf(const BlockMask& kept, std::span<const float> truth,
+                      const BlockLayout& blocks, const BlockMask& always,
+                      const SelectOptions& options, std::span<const int64_t> whole = {});
+
 }  // namespace lemo::train

@@ -118,7 +118,10 @@ void FillTokenDefaults(TokensSpec* spec) {
   if (spec->scope() == "group") LEMO_DEFAULT(group_layers, 2);
   LEMO_DEFAULT(kv_all, false);
   LEMO_DEFAULT(mode, "ratio");
-  if (spec->policy() == "predictor") LEMO_DEFAULT(predictor, "auto");
+  if (spec->policy() == "predictor") {
+    LEMO_DEFAULT(predictor, "auto");
+    LEMO_DEFAULT(recall_every_steps, stays_out ? 50 : 10);
+  }
   if (spec->policy() == "table") LEMO_DEFAULT(table_score, "attention");
   if (spec->policy() == "oracle" || spec->policy() == "table") {
     LEMO_DEFAULT(combine, "symmetric");
@@ -165,7 +168,9 @@ void ValidateTokens(const TokensSpec& spec, Violations* violations) {
         std::tuple("cooldown_steps", spec.has_cooldown_steps(), spec.cooldown_steps(), 0),
         std::tuple("block", spec.has_block(), spec.block(), 1),
         std::tuple("chunk_blocks", spec.has_chunk_blocks(), spec.chunk_blocks(), 1),
-        std::tuple("group_layers", spec.has_group_layers(), spec.group_layers(), 1)}) {
+        std::tuple("group_layers", spec.has_group_layers(), spec.group_layers(), 1),
+        std::tuple("recall_every_steps", spec.has_recall_every_steps(), spec.recall_every_steps(),
+                   0)}) {
     if (given && value < least) {
       fault(field, absl::StrCat("must be at least ", least, ", got ", value));
     }
@@ -210,6 +215,9 @@ void ValidateTokens(const TokensSpec& spec, Violations* violations) {
     fault("group_layers", "is for scope group");
   if (spec.has_predictor() && spec.policy() != "predictor") {
     fault("predictor", "is for policy predictor");
+  }
+  if (spec.has_recall_every_steps() && spec.policy() != "predictor") {
+    fault("recall_every_steps", "is for policy predictor: no other one guesses at true scores");
   }
   if (spec.has_table_score() && spec.policy() != "table")
     fault("table_score", "is for policy table");
@@ -299,6 +307,27 @@ std::vector<double> TokenSettings::Capped(std::vector<double> shares, double mos
 std::vector<double> TokenSettings::Raised(std::vector<double> shares, double least) const {
   for (double& share : shares) share = std::max(share, least);
   return shares;
+}
+
+std::vector<int64_t> TokenSettings::Choices() const {
+  std::vector<int64_t> choices;
+  double share = 1;  // that is still in the stream
+  for (int64_t i = 0; i < std::ssize(keep); ++i) {
+    const bool chooses = scope == Scope::kStack    ? i == 0 && keep[i] < 1
+                         : scope == Scope::kNested ? keep[i] < share
+                                                   : keep[i] < 1 && !ContinuesGroup(i);
+    if (chooses) choices.push_back(i);
+    share = std::min(share, keep[i]);
+  }
+  return choices;
+}
+
+std::optional<int64_t> TokenSettings::MeasuredAt(int64_t step) const {
+  const int64_t every = spec.recall_every_steps();
+  if (every == 0 || step % every != 0) return std::nullopt;
+  const std::vector<int64_t> choices = Choices();
+  if (choices.empty()) return std::nullopt;
+  return choices[(step / every) % std::ssize(choices)];
 }
 
 bool TokenSettings::ContinuesGroup(int64_t layer) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,11 @@ struct TokenSettings {
   bool RowsComeBack() const { return scope == Scope::kLayer || scope == Scope::kGroup; }
   // Whether this layer's choice is that of the layer before it.
   bool ContinuesGroup(int64_t layer) const;
+  // First layers of the choices that a step makes of attention's rows, ascending.
+  std::vector<int64_t> Choices() const;
+  // The one of them that is compared with true scores in step `step` (from 0): one after another,
+  // every `recall_every_steps`. A function of the step, so that a resumed run goes on with it.
+  std::optional<int64_t> MeasuredAt(int64_t step) const;
 };
 
 // Value of TokensSpec.layers. Until the predictor is known, and its card with it, all layers are

@@ -3,10 +3,10 @@
 // Costly by design: the scores of one layer take its projections again and all pairs of rows, those
 // of several layers (scopes group, nested, stack) a dense forward pass through them besides. It
 // shows in studies what the best guess would be worth, and saves no time.
+#include "worker/train/tokens/policy/oracle.h"
+
 #include <ATen/ATen.h>
 
-#include "worker/train/tokens/policy/policy.h"
-#include "worker/train/tokens/scoring/attention_scores.h"
 #include "worker/train/tokens/scoring/host_scores.h"
 #include "worker/train/tokens/scoring/mlp_scores.h"
 
@@ -19,14 +19,7 @@ class OraclePolicy final : public TokenPolicy {
       : options_(ScoreOptionsOf(settings.spec)), decoder_(decoder) {}
 
   std::vector<float> Scores(const ScoreRequest& request) override {
-    const BlockLayout& blocks = request.space.blocks();
-    const at::Tensor scores =
-        request.sub_block == ScoreRequest::SubBlock::kMlp
-            ? MlpScores(decoder_, request.layer, request.stream, blocks)
-            // With adapters as they are now, from the rows that are in the stream.
-            : MeanAttentionScores(decoder_, request.layer, request.end_layer, request.stream,
-                                  request.space, options_);
-    return OnHost(scores);
+    return OracleScores(decoder_, request, options_);
   }
   bool ReadsStream() const override { return true; }
 
@@ -36,6 +29,14 @@ class OraclePolicy final : public TokenPolicy {
 };
 
 }  // namespace
+
+std::vector<float> OracleScores(const Decoder& decoder, const ScoreRequest& request,
+                                const AttentionScoreOptions& options) {
+  return OnHost(request.sub_block == ScoreRequest::SubBlock::kMlp
+                    ? MlpScores(decoder, request.layer, request.stream, request.space.blocks())
+                    : MeanAttentionScores(decoder, request.layer, request.end_layer, request.stream,
+                                          request.space, options));
+}
 
 std::unique_ptr<TokenPolicy> MakeOraclePolicy(const TokenSettings& settings,
                                               const Decoder& decoder) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -44,31 +45,42 @@ BlocksKept TokenPlan::Choose(const RowSpace& space, const at::Tensor& stream, in
     options.use_threshold = true;
     options.threshold = settings_.threshold[layer];
   }
+  const ScoreRequest request = {
+      .space = space,
+      .stream = stream,
+      .tokens = batch_.tokens,
+      .layer = layer,
+      .end_layer = end_layer,
+      .sub_block = sub_block,
+      .draw = MixKeys(batch_.draw, static_cast<uint64_t>(layer), static_cast<uint64_t>(sub_block)),
+      .block_ids = block_ids_,
+      .block_places = block_places_,
+      .document_rows = batch_.document_rows,
+      .whole = &whole_,
+      .labels = batch_.labels};
   BlockMask kept;
   if (Chooses()) {
-    const std::vector<float> scores =
-        policy_.Scores({.space = space,
-                        .stream = stream,
-                        .tokens = batch_.tokens,
-                        .layer = layer,
-                        .end_layer = end_layer,
-                        .sub_block = sub_block,
-                        .draw = MixKeys(batch_.draw, static_cast<uint64_t>(layer),
-                                        static_cast<uint64_t>(sub_block)),
-                        .block_ids = block_ids_,
-                        .block_places = block_places_,
-                        .document_rows = batch_.document_rows,
-                        .whole = &whole_,
-                        .labels = batch_.labels});
-    BlockChoice choice = SelectBlocks(scores, space.blocks(), always_, options, whole_blocks_);
+    BlockChoice choice =
+        SelectBlocks(policy_.Scores(request), space.blocks(), always_, options, whole_blocks_);
     bad_blocks_ += choice.bad_blocks;
     kept = std::move(choice.kept);
   }
   if (decoder_.tensor != nullptr) kept = Broadcast(std::move(kept), space.blocks().blocks());
   seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  // A look at the choice is no part of what choosing takes.
+  if (layer == batch_.measured && sub_block == ScoreRequest::SubBlock::kAttention) {
+    Measure(request, kept, options);
+  }
   // A choice of everything is no choice: the dense path needs no row lists.
   if (std::find(kept.begin(), kept.end(), 0) == kept.end()) return nullptr;
   return std::make_shared<const BlockMask>(std::move(kept));
+}
+
+void TokenPlan::Measure(const ScoreRequest& request, const BlockMask& kept,
+                        const SelectOptions& options) {
+  const std::vector<float> truth = policy_.TrueScores(request);
+  if (truth.empty()) return;
+  recall_ = RecallOf(kept, truth, request.space.blocks(), always_, options, whole_blocks_);
 }
 
 // Ranks that compute one model must agree on its rows. Their streams are equal to the bit, but
@@ -223,6 +235,8 @@ void TokenPlan::AddTo(SparsityCounts* counts) const {
   counts->never += layout_.rows() - CountRows(layout_, ever);
   counts->bad_blocks += bad_blocks_;
   counts->seconds += seconds_;
+  counts->recall.wanted += recall_.wanted;
+  counts->recall.kept += recall_.kept;
 }
 
 lemo::v1::SelectionEvent TokenPlan::Selection() const {
@@ -245,25 +259,28 @@ std::vector<double> SparsityCounts::Numbers(int64_t layers) const {
     numbers[2 * i] = static_cast<double>(attention[i]);
     numbers[2 * i + 1] = static_cast<double>(mlp[i]);
   }
-  numbers.insert(numbers.end(), {static_cast<double>(rows), static_cast<double>(never),
-                                 static_cast<double>(bad_blocks)});
+  for (const int64_t count : {rows, never, bad_blocks, recall.wanted, recall.kept}) {
+    numbers.push_back(static_cast<double>(count));
+  }
   return numbers;
 }
 
 void SparsityCounts::SetNumbers(const std::vector<double>& numbers) {
-  const size_t layers = numbers.size() / 2 - 1;
+  int64_t* const others[] = {&rows, &never, &bad_blocks, &recall.wanted, &recall.kept};
+  const size_t layers = (numbers.size() - std::size(others)) / 2;
   attention.resize(layers);
   mlp.resize(layers);
   for (size_t i = 0; i < layers; ++i) {
     attention[i] = static_cast<int64_t>(numbers[2 * i]);
     mlp[i] = static_cast<int64_t>(numbers[2 * i + 1]);
   }
-  rows = static_cast<int64_t>(numbers[2 * layers]);
-  never = static_cast<int64_t>(numbers[2 * layers + 1]);
-  bad_blocks = static_cast<int64_t>(numbers[2 * layers + 2]);
+  for (size_t i = 0; i < std::size(others); ++i) {
+    *others[i] = static_cast<int64_t>(numbers[2 * layers + i]);
+  }
 }
 
-lemo::v1::TokenSparsity SparsityCounts::Shares(int64_t labelled, int64_t labelled_kept) const {
+lemo::v1::TokenSparsity SparsityCounts::Shares(int64_t labelled, int64_t labelled_kept,
+                                               std::optional<int64_t> measured) const {
   const auto share = [](int64_t part, int64_t whole) {
     return static_cast<double>(part) / static_cast<double>(whole);
   };
@@ -274,6 +291,10 @@ lemo::v1::TokenSparsity SparsityCounts::Shares(int64_t labelled, int64_t labelle
   result.set_loss_kept(share(labelled_kept, labelled));
   result.set_bad_blocks(bad_blocks);
   result.set_selection_seconds(seconds);
+  if (measured && recall.wanted > 0) {
+    result.add_recall(share(recall.kept, recall.wanted));
+    result.add_recall_layers(static_cast<int32_t>(*measured));
+  }
   return result;
 }
 

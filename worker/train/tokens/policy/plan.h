@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,6 +23,8 @@ class TokenPlan final : public RowSource {
     at::Tensor tokens;                                        // int64 [rows]
     at::Tensor labels;                                        // int64 [rows], -100 for none
     uint64_t draw = 0;                                        // differs between steps
+    // The choice of attention's rows that begins at this layer is compared with true scores.
+    std::optional<int64_t> measured;
   };
 
   // `settings`, `policy`, `decoder`, `space` and the views of `batch` outlive the plan. `space` has
@@ -54,6 +57,7 @@ class TokenPlan final : public RowSource {
   bool Chooses() const;
   // The stream as the policy reads it: the rows of all ranks that share them.
   at::Tensor Seen(const RowSpace& space, const at::Tensor& stream) const;
+  void Measure(const ScoreRequest& request, const BlockMask& kept, const SelectOptions& options);
   // Rank 0's choice, of this many blocks.
   BlockMask Broadcast(BlockMask kept, int64_t blocks) const;
   void Record(const BlocksKept& kept, BlockMask* mask) const;
@@ -76,6 +80,7 @@ class TokenPlan final : public RowSource {
   std::vector<BlockMask> attention_masks_, mlp_masks_;  // by layer, in the micro-batch's blocks
   int64_t bad_blocks_ = 0;
   double seconds_ = 0;
+  ChoiceRecall recall_;
 };
 
 // Sums over the micro-batches of a step.
@@ -85,12 +90,15 @@ struct SparsityCounts {
   int64_t never = 0;
   int64_t bad_blocks = 0;
   double seconds = 0;
+  ChoiceRecall recall;
 
   // All counts as numbers, for `layers` layers, to be added over ranks.
   std::vector<double> Numbers(int64_t layers) const;
   void SetNumbers(const std::vector<double>& numbers);
 
-  lemo::v1::TokenSparsity Shares(int64_t labelled, int64_t labelled_kept) const;
+  // `measured` is the layer that `recall` is of.
+  lemo::v1::TokenSparsity Shares(int64_t labelled, int64_t labelled_kept,
+                                 std::optional<int64_t> measured) const;
 };
 
 }  // namespace lemo::train

@@ -50,6 +50,9 @@ class TokenPolicy {
 
   // One score a block of the space; the highest are kept first.
   virtual std::vector<float> Scores(const ScoreRequest& request) = 0;
+  // What Scores guesses at: the scores that policy `oracle` would rank by, of the very rows and
+  // with the adapters as they are. As dear as that. Empty for a policy that guesses at nothing.
+  virtual std::vector<float> TrueScores(const ScoreRequest& /*request*/) { return {}; }
   // Whether Scores looks at the stream.
   virtual bool ReadsStream() const { return false; }
 };

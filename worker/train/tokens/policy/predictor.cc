@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "worker/train/memory/counting_allocator.h"
+#include "worker/train/tokens/policy/oracle.h"
 #include "worker/train/tokens/predictor/network.h"
 #include "worker/train/tokens/scoring/attention_scores.h"
 #include "worker/train/tokens/scoring/host_scores.h"
@@ -22,7 +23,9 @@ namespace {
 class PredictorPolicy final : public TokenPolicy {
  public:
   PredictorPolicy(const TokenSettings& settings, const Decoder& decoder, const Predictor& predictor)
-      : scope_(settings.scope), combine_(CombineFromName(predictor.card.combine)) {
+      : scope_(settings.scope),
+        decoder_(decoder),
+        truth_{CombineFromName(predictor.card.combine), predictor.card.score_rope} {
     const ScopedMemoryCategory category(MemoryCategory::kWeights);
     const PredictorShape& shape = predictor.card.shape;
     const auto add = [&](const std::string& name, int64_t layer) {
@@ -48,21 +51,25 @@ class PredictorPolicy final : public TokenPolicy {
   std::vector<float> Scores(const ScoreRequest& request) override {
     const at::NoGradGuard no_grad;
     const BlockLayout& blocks = request.space.blocks();
+    const kernels::Combine combine = truth_.combine;
     at::Tensor scores;
     if (request.sub_block == ScoreRequest::SubBlock::kMlp) {
       scores = mlp_.at(request.layer).Scores(request.stream, blocks);
     } else if (const AttentionScorer* joint = JointHead(request)) {
-      scores = joint->Scores(request.stream, blocks, combine_);
+      scores = joint->Scores(request.stream, blocks, combine);
     } else if (scope_ == Scope::kNested) {
-      scores = heads_.at(LayerHead(request.layer)).Scores(request.stream, blocks, combine_);
+      scores = heads_.at(LayerHead(request.layer)).Scores(request.stream, blocks, combine);
     } else {
       for (int64_t i = request.layer; i < request.end_layer; ++i) {
-        const at::Tensor own = heads_.at(LayerHead(i)).Scores(request.stream, blocks, combine_);
+        const at::Tensor own = heads_.at(LayerHead(i)).Scores(request.stream, blocks, combine);
         scores = scores.defined() ? scores + own : own;
       }
       scores = scores / static_cast<double>(request.end_layer - request.layer);
     }
     return OnHost(scores);
+  }
+  std::vector<float> TrueScores(const ScoreRequest& request) override {
+    return OracleScores(decoder_, request, truth_);
   }
   bool ReadsStream() const override { return true; }
 
@@ -76,7 +83,8 @@ class PredictorPolicy final : public TokenPolicy {
   }
 
   const Scope scope_;
-  const kernels::Combine combine_;
+  const Decoder& decoder_;
+  const AttentionScoreOptions truth_;  // what the heads have learnt to guess
   std::map<std::string, AttentionScorer> heads_;
   std::map<int64_t, MlpScorer> mlp_;
 };
@@ -84,14 +92,7 @@ class PredictorPolicy final : public TokenPolicy {
 }  // namespace
 
 std::vector<int64_t> NestedChoices(const TokenSettings& settings) {
-  std::vector<int64_t> layers;
-  if (settings.scope != Scope::kNested) return layers;
-  double keep = 1;
-  for (size_t i = 0; i < settings.keep.size(); ++i) {
-    if (settings.keep[i] < keep) layers.push_back(static_cast<int64_t>(i));
-    keep = std::min(keep, settings.keep[i]);
-  }
-  return layers;
+  return settings.scope == Scope::kNested ? settings.Choices() : std::vector<int64_t>();
 }
 
 PredictorUse PredictorUseOf(const TokenSettings& settings, const DecoderConfig& config) {
