@@ -37,8 +37,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kReportedShare = 0.4;
-// Training sequences on which a predictor is measured when no data is held out.
-constexpr int64_t kSequencesMeasured = 8;
 // Of a predictor that a run trains first: what its scale and its learning need at the least.
 constexpr int64_t kLeastPredictorSteps = 50;
 constexpr int kTold = 10;  // parts of its training that are told
@@ -63,15 +61,6 @@ void EmitWarning(const EmitEvent& emit, const std::string& message, const std::s
   emit(std::move(event));
 }
 
-absl::StatusOr<std::string> DataFingerprint(const lemo::v1::DataSpec& data) {
-  std::string hashes;
-  for (const lemo::v1::DataFile& file : data.train()) {
-    LEMO_ASSIGN_OR_RETURN(const std::string hash, HashFile(file.path()));
-    absl::StrAppend(&hashes, hash, "\n");
-  }
-  return Sha256Hex(hashes);
-}
-
 PredictorTrainingOptions TrainingOptions(const lemo::v1::RunSpec& spec,
                                          const DecoderConfig& config) {
   const lemo::v1::PredictorSpec& predictor = spec.predictor();
@@ -90,18 +79,6 @@ PredictorTrainingOptions TrainingOptions(const lemo::v1::RunSpec& spec,
   options.seed = spec.train().seed();
   options.adamw = AdamWOptionsOf(spec.train());
   return options;
-}
-
-// Every so many points, and the last one.
-std::vector<std::pair<int64_t, double>> Thinned(const std::vector<double>& losses) {
-  const auto steps = static_cast<int64_t>(losses.size());
-  const int64_t apart = (steps + kLossCurvePoints - 1) / kLossCurvePoints;
-  std::vector<std::pair<int64_t, double>> curve;
-  for (int64_t i = 0; i < steps; ++i) {
-    if (i % std::max<int64_t>(apart, 1) == 0 || i + 1 == steps)
-      curve.emplace_back(i + 1, losses[i]);
-  }
-  return curve;
 }
 
 class PredictorRun {
@@ -260,7 +237,7 @@ class PredictorRun {
     card.sequence_length = spec_.data().max_length();
     card.held_out = inputs_.eval.has_value();
     card.quality = quality_;
-    card.loss_curve = Thinned(losses);
+    card.loss_curve = ThinnedCurve(losses);
     card.created = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
     card.lemo_version = kLemoVersion;
     LEMO_RETURN_IF_ERROR(WritePredictor(*predictor, dir));
@@ -331,6 +308,15 @@ absl::StatusOr<std::string> BaseFingerprint(const lemo::v1::ModelSpec& model) {
   if (!model.has_random_init()) return WeightsFingerprint(path);
   LEMO_ASSIGN_OR_RETURN(const std::string config, HashFile(path / "config.json"));
   return absl::StrCat("random-", model.random_init().seed(), "-", config);
+}
+
+absl::StatusOr<std::string> DataFingerprint(const lemo::v1::DataSpec& data) {
+  std::string hashes;
+  for (const lemo::v1::DataFile& file : data.train()) {
+    LEMO_ASSIGN_OR_RETURN(const std::string hash, HashFile(file.path()));
+    absl::StrAppend(&hashes, hash, "\n");
+  }
+  return Sha256Hex(hashes);
 }
 
 absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, const Inputs& inputs,

@@ -17,6 +17,8 @@
 namespace lemo::train {
 
 inline constexpr const char* kPredictorDirectory = "predictor";
+// Training sequences on which a predictor is measured when no data is held out.
+inline constexpr int64_t kSequencesMeasured = 8;
 
 using EmitEvent = std::function<void(lemo::v1::RunEvent)>;
 
@@ -37,8 +39,9 @@ absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, c
                                                 const std::filesystem::path& dir,
                                                 const EmitEvent& emit);
 
-// What the weights of a model are known by in a predictor's card.
+// What the weights of a model, and the training data, are known by in a predictor's card.
 absl::StatusOr<std::string> BaseFingerprint(const lemo::v1::ModelSpec& model);
+absl::StatusOr<std::string> DataFingerprint(const lemo::v1::DataSpec& data);
 
 // For policy `predictor`; nothing to do for any other: makes `tokens.predictor` of inputs->spec the
 // directory of a predictor that fits model and settings. `auto` is the newest such one under

@@ -3,11 +3,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <map>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "worker/train/memory/counting_allocator.h"
 #include "worker/train/tokens/policy/oracle.h"
 #include "worker/train/tokens/predictor/network.h"
@@ -15,81 +15,72 @@
 #include "worker/train/tokens/scoring/host_scores.h"
 
 namespace lemo::train {
-namespace {
 
-// A choice for one layer asks its head. A choice for several asks the head that was trained for
-// just that, the whole stack or a layer and all above it, and otherwise takes the mean of the
-// layers' heads on the stream at hand.
-class PredictorPolicy final : public TokenPolicy {
- public:
-  PredictorPolicy(const TokenSettings& settings, const Decoder& decoder, const Predictor& predictor)
-      : scope_(settings.scope),
-        decoder_(decoder),
-        truth_{CombineFromName(predictor.card.combine), predictor.card.score_rope} {
-    const ScopedMemoryCategory category(MemoryCategory::kWeights);
-    const PredictorShape& shape = predictor.card.shape;
-    const auto add = [&](const std::string& name, int64_t layer) {
-      const auto head = predictor.heads.find(name);
-      if (head == predictor.heads.end()) return;
-      heads_.try_emplace(name, head->second, shape, AttentionNormOf(decoder, layer), decoder.type,
-                         decoder.device);
-    };
-    if (scope_ == Scope::kStack) add(kStackHead, 0);
-    for (int64_t i = 0; i < decoder.config.layers; ++i) {
-      if (settings.keep[i] < 1 && settings.RowsComeBack()) add(LayerHead(i), i);
-      if (settings.keep[i] < 1 && settings.mlp == MlpRows::kOwn) {
-        mlp_.try_emplace(i, predictor.mlp.at(i), MlpNormOf(decoder, i), decoder.type,
-                         decoder.device);
-      }
-    }
-    for (const int64_t layer : NestedChoices(settings)) {
-      add(LayerHead(layer), layer);
-      add(AboveHead(layer), layer);
+PredictorPolicy::PredictorPolicy(const TokenSettings& settings, const Decoder& decoder,
+                                 const Predictor& predictor)
+    : scope_(settings.scope),
+      decoder_(decoder),
+      shape_(predictor.card.shape),
+      truth_{CombineFromName(predictor.card.combine), predictor.card.score_rope} {
+  const auto add = [&](const std::string& name, int64_t layer) {
+    const auto head = predictor.heads.find(name);
+    if (head != predictor.heads.end()) SetHead(name, layer, head->second);
+  };
+  if (scope_ == Scope::kStack) add(kStackHead, 0);
+  for (int64_t i = 0; i < decoder.config.layers; ++i) {
+    if (settings.keep[i] < 1 && settings.RowsComeBack()) add(LayerHead(i), i);
+    if (settings.keep[i] < 1 && settings.mlp == MlpRows::kOwn) {
+      const ScopedMemoryCategory category(MemoryCategory::kWeights);
+      mlp_.try_emplace(i, predictor.mlp.at(i), MlpNormOf(decoder, i), decoder.type, decoder.device);
     }
   }
+  for (const int64_t layer : NestedChoices(settings)) {
+    add(LayerHead(layer), layer);
+    add(AboveHead(layer), layer);
+  }
+}
 
-  std::vector<float> Scores(const ScoreRequest& request) override {
-    const at::NoGradGuard no_grad;
-    const BlockLayout& blocks = request.space.blocks();
-    const kernels::Combine combine = truth_.combine;
-    at::Tensor scores;
-    if (request.sub_block == ScoreRequest::SubBlock::kMlp) {
-      scores = mlp_.at(request.layer).Scores(request.stream, blocks);
-    } else if (const AttentionScorer* joint = JointHead(request)) {
-      scores = joint->Scores(request.stream, blocks, combine);
-    } else if (scope_ == Scope::kNested) {
-      scores = heads_.at(LayerHead(request.layer)).Scores(request.stream, blocks, combine);
-    } else {
-      for (int64_t i = request.layer; i < request.end_layer; ++i) {
-        const at::Tensor own = heads_.at(LayerHead(i)).Scores(request.stream, blocks, combine);
-        scores = scores.defined() ? scores + own : own;
-      }
-      scores = scores / static_cast<double>(request.end_layer - request.layer);
+void PredictorPolicy::SetHead(const std::string& name, int64_t layer,
+                              const AttentionPredictor& head) {
+  const at::NoGradGuard no_grad;
+  const ScopedMemoryCategory category(MemoryCategory::kWeights);
+  heads_.erase(name);
+  heads_.try_emplace(name, head, shape_, AttentionNormOf(decoder_, layer), decoder_.type,
+                     decoder_.device);
+}
+
+std::vector<float> PredictorPolicy::Scores(const ScoreRequest& request) {
+  const at::NoGradGuard no_grad;
+  const BlockLayout& blocks = request.space.blocks();
+  const kernels::Combine combine = truth_.combine;
+  at::Tensor scores;
+  if (request.sub_block == ScoreRequest::SubBlock::kMlp) {
+    scores = mlp_.at(request.layer).Scores(request.stream, blocks);
+  } else if (const AttentionScorer* joint = JointHead(request)) {
+    scores = joint->Scores(request.stream, blocks, combine);
+  } else if (scope_ == Scope::kNested) {
+    scores = heads_.at(LayerHead(request.layer)).Scores(request.stream, blocks, combine);
+  } else {
+    for (int64_t i = request.layer; i < request.end_layer; ++i) {
+      const at::Tensor own = heads_.at(LayerHead(i)).Scores(request.stream, blocks, combine);
+      scores = scores.defined() ? scores + own : own;
     }
-    return OnHost(scores);
+    scores = scores / static_cast<double>(request.end_layer - request.layer);
   }
-  std::vector<float> TrueScores(const ScoreRequest& request) override {
-    return OracleScores(decoder_, request, truth_);
-  }
-  bool ReadsStream() const override { return true; }
+  return OnHost(scores);
+}
 
- private:
-  const AttentionScorer* JointHead(const ScoreRequest& request) const {
-    std::string name;
-    if (scope_ == Scope::kStack) name = kStackHead;
-    if (scope_ == Scope::kNested) name = AboveHead(request.layer);
-    const auto found = heads_.find(name);
-    return found == heads_.end() ? nullptr : &found->second;
-  }
+std::vector<float> PredictorPolicy::TrueScores(const ScoreRequest& request) {
+  return OracleScores(decoder_, request, truth_);
+}
 
-  const Scope scope_;
-  const Decoder& decoder_;
-  const AttentionScoreOptions truth_;  // what the heads have learnt to guess
-  std::map<std::string, AttentionScorer> heads_;
-  std::map<int64_t, MlpScorer> mlp_;
-};
-
-}  // namespace
+const AttentionScorer* PredictorPolicy::JointHead(const ScoreRequest& request) const {
+  std::string name;
+  if (scope_ == Scope::kStack) name = kStackHead;
+  if (scope_ == Scope::kNested) name = AboveHead(request.layer);
+  const auto found = heads_.find(name);
+  return found == heads_.end() ? nullptr : &found->second;
+}
 
 std::vector<int64_t> NestedChoices(const TokenSettings& settings) {
   return settings.scope == Scope::kNested ? settings.Choices() : std::vector<int64_t>();
@@ -122,6 +113,15 @@ PredictorUse PredictorUseOf(const TokenSettings& settings, const DecoderConfig& 
   return use;
 }
 
+absl::StatusOr<Predictor> ReadFitting(const TokenSettings& settings, const Decoder& decoder) {
+  absl::StatusOr<Predictor> predictor = ReadPredictor(settings.spec.predictor());
+  const absl::Status status =
+      predictor.ok() ? CheckFits(*predictor, PredictorUseOf(settings, decoder.whole_config()))
+                     : predictor.status();
+  if (status.ok()) return predictor;
+  return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
+}
+
 std::unique_ptr<TokenPolicy> MakePredictorPolicy(const TokenSettings& settings,
                                                  const Decoder& decoder,
                                                  const Predictor& predictor) {
@@ -130,14 +130,8 @@ std::unique_ptr<TokenPolicy> MakePredictorPolicy(const TokenSettings& settings,
 
 absl::StatusOr<std::unique_ptr<TokenPolicy>> MakePredictorPolicy(const TokenSettings& settings,
                                                                  const Decoder& decoder) {
-  const absl::StatusOr<Predictor> predictor = ReadPredictor(settings.spec.predictor());
-  const absl::Status status =
-      predictor.ok() ? CheckFits(*predictor, PredictorUseOf(settings, decoder.whole_config()))
-                     : predictor.status();
-  if (!status.ok()) {
-    return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
-  }
-  return MakePredictorPolicy(settings, decoder, *predictor);
+  LEMO_ASSIGN_OR_RETURN(const Predictor predictor, ReadFitting(settings, decoder));
+  return MakePredictorPolicy(settings, decoder, predictor);
 }
 
 }  // namespace lemo::train

@@ -375,6 +375,17 @@ absl::Status CheckFits(const Predictor& predictor, const PredictorUse& use) {
       absl::StrCat("the predictor does not fit this run: ", absl::StrJoin(faults, "; ")));
 }
 
+std::vector<std::pair<int64_t, double>> ThinnedCurve(const std::vector<double>& losses,
+                                                     int64_t before) {
+  const auto steps = static_cast<int64_t>(losses.size());
+  const int64_t apart = std::max<int64_t>((steps + kLossCurvePoints - 1) / kLossCurvePoints, 1);
+  std::vector<std::pair<int64_t, double>> curve;
+  for (int64_t i = 0; i < steps; ++i) {
+    if (i % apart == 0 || i + 1 == steps) curve.emplace_back(before + i + 1, losses[i]);
+  }
+  return curve;
+}
+
 absl::StatusOr<fs::path> FindPredictor(const fs::path& dir, const PredictorUse& use,
                                        std::vector<std::string>* reasons) {
   std::error_code error;

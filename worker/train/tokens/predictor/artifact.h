@@ -64,6 +64,9 @@ struct Predictor {
 
 // At most this many points of a loss curve are kept.
 inline constexpr int64_t kLossCurvePoints = 200;
+// Every so many of the losses of the steps after step `before`, and the last one.
+std::vector<std::pair<int64_t, double>> ThinnedCurve(const std::vector<double>& losses,
+                                                     int64_t before = 0);
 
 // Writes `dir`, whole or not at all; a predictor that is there is replaced. Tensors are on any
 // device. Errors carry the path.

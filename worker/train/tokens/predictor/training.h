@@ -18,6 +18,7 @@
 #include "worker/train/model/decoder.h"
 #include "worker/train/optim/adamw.h"
 #include "worker/train/tokens/predictor/artifact.h"
+#include "worker/train/tokens/predictor/head.h"
 #include "worker/train/tokens/predictor/learner.h"
 #include "worker/train/tokens/row_space.h"
 #include "worker/train/tokens/scoring/attention_scores.h"
@@ -72,27 +73,14 @@ class PredictorTraining {
 
  private:
   class Pass;
-  struct AttentionState;
   struct MlpState;
 
   const Decoder& decoder_;
   PredictorTrainingOptions options_;
+  const HeadOptions head_options_;
   int64_t steps_ = 0;
-  std::vector<std::unique_ptr<AttentionState>> layers_;  // one a layer
-  std::vector<std::unique_ptr<AttentionState>> joint_;   // stack and above
+  std::vector<std::unique_ptr<AttentionHead>> heads_;  // one a layer, then stack and above
   std::vector<std::unique_ptr<MlpState>> mlp_;
 };
-
-// The attention loss of lemo-spec section 5.4 and what it is made of, recorded for autograd when
-// grad mode is on. `actual` has M of every document.
-struct PredictionLoss {
-  at::Tensor loss;       // scalar
-  at::Tensor predicted;  // I / scale [B]
-};
-PredictionLoss AttentionLoss(const AttentionPredictor& predictor, const PredictorShape& shape,
-                             const at::Tensor& a, const BlockLayout& blocks,
-                             const std::vector<at::Tensor>& actual, kernels::Combine combine,
-                             PathActivations* q_activations = nullptr,
-                             PathActivations* k_activations = nullptr);
 
 }  // namespace lemo::train

@@ -75,4 +75,13 @@ void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOption
   }
 }
 
+void ScorePassOf(const Decoder& decoder, const at::Tensor& tokens, const RowSpace& space,
+                 const ScorePassOptions& options, ScoreVisitor& visitor) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor stream =
+      at::empty({space.rows(), decoder.config.hidden}, decoder.embedding.options());
+  Embed(decoder, tokens, space.positions(), decoder.Rows(stream.size(0)), stream);
+  ScorePass(decoder, *space.all(), options, stream, visitor);
+}
+
 }  // namespace lemo::train

@@ -51,6 +51,10 @@ struct ScorePassOptions {
 void ScorePass(const Decoder& decoder, const RowSet& rows, const ScorePassOptions& options,
                const at::Tensor& stream, ScoreVisitor& visitor);
 
+// The same from the embedding on, for `tokens` int64, one a row of `space`.
+void ScorePassOf(const Decoder& decoder, const at::Tensor& tokens, const RowSpace& space,
+                 const ScorePassOptions& options, ScoreVisitor& visitor);
+
 // The layer's queries [rows, A, D] and keys [rows, G, D] for the stream `x`, not rotated; v stays
 // undefined.
 Qkv QueriesAndKeys(const Decoder& decoder, const DecoderLayer& layer, const at::Tensor& x);
