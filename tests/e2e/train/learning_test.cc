@@ -1,6 +1,8 @@
-// Policy `predictor` from spec to adapter: recall that is measured on the way.
+// Policy `predictor` from spec to adapter: recall that is measured, and learning, on the way.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <tuple>
 
 #include "tests/e2e/train/workspace.h"
 
@@ -67,6 +69,111 @@ TEST(Predictor, RecallIsSampledAndChangesNothing) {
     EXPECT_EQ(unmeasured.Losses(), run.Losses());
     EXPECT_EQ(Adapter(workspace, scope + "-unmeasured"), Adapter(workspace, scope));
   }
+}
+
+// A run that needs no predictor: it begins with all rows and a new one, which learns, is measured,
+// published, and then taken by name.
+TEST(Predictor, LearnsOnTheWayAndIsAResult) {
+  const Workspace workspace;
+  for (const std::string scope : {"layer", "nested", "stack"}) {
+    SCOPED_TRACE(scope);
+    json spec = PredictedSpec(
+        {{"scope", scope}, {"recall_every_steps", 2}, {"online", {{"layers_per_step", 2}}}}, 8);
+    spec["output"]["dir"] = scope;
+    const Outcome run = workspace.Run(spec);
+    ASSERT_EQ(run.exit_code, 0) << run.out << run.err;
+    std::vector<bool> sparse;
+    bool measured = false;
+    for (const json& step : run.Of("step")) {
+      sparse.push_back(step.contains("sparsity"));
+      measured |= sparse.back() && !step.at("sparsity").at("recall").empty();
+    }
+    // Two steps of all rows, and the first that anneals is one as well.
+    EXPECT_EQ(sparse, (std::vector<bool>{false, false, false, true, true, true, true, true}));
+    EXPECT_TRUE(measured);
+    const std::string dir = run.Last("result").at("predictor_dir");
+    EXPECT_EQ(dir, scope + "/predictor");
+    const json card = json::parse(ReadAll(workspace.path() / dir / "card.json"));
+    // Of the sparse steps of joint heads those 5 and 7 measure recall.
+    EXPECT_EQ(card.at("training").at("steps"), scope == "layer" ? 8 : 5);
+    EXPECT_TRUE(card.at("quality").at("held_out").get<bool>());
+    EXPECT_FALSE(card.at("quality").at("heads").empty());
+
+    spec["tokens"].erase("online");
+    spec["tokens"]["predictor"] = dir;
+    spec["output"]["dir"] = scope + "-named";
+    const Outcome named = workspace.Run(spec);
+    ASSERT_EQ(named.exit_code, 0) << named.out << named.err;
+    EXPECT_TRUE(named.Of("step").front().contains("sparsity"));
+    // And goes on learning from there, with no more steps of all rows than the spec asks for.
+    spec["tokens"]["online"] = json::object();
+    spec["output"]["dir"] = scope + "-on";
+    const Outcome on = workspace.Run(spec);
+    ASSERT_EQ(on.exit_code, 0) << on.out << on.err;
+    EXPECT_TRUE(on.Of("step").front().contains("sparsity"));
+    EXPECT_FALSE(on.Last("result").at("predictor_dir").get<std::string>().empty());
+  }
+}
+
+// Steps of all rows are the dense run's to the bit, whatever learns beside them.
+TEST(Predictor, LessonsChangeNothingOfTheModel) {
+  const Workspace workspace;
+  json spec = Workspace::Spec();
+  spec["output"]["dir"] = "dense";
+  const Outcome dense = workspace.Run(spec);
+  ASSERT_EQ(dense.exit_code, 0) << dense.out << dense.err;
+  for (const std::string scope : {"layer", "group", "nested", "stack"}) {
+    SCOPED_TRACE(scope);
+    spec = PredictedSpec({{"scope", scope}, {"warmup_steps", 4}, {"online", json::object()}}, 4);
+    spec["output"]["dir"] = scope;
+    const Outcome run = workspace.Run(spec);
+    ASSERT_EQ(run.exit_code, 0) << run.out << run.err;
+    EXPECT_EQ(run.Losses(), dense.Losses());
+    EXPECT_EQ(Adapter(workspace, scope), Adapter(workspace, "dense"));
+  }
+}
+
+TEST(Predictor, AResumedRunLearnsAsTheUnbrokenOne) {
+  const Workspace workspace;
+  for (const std::string scope : {"layer", "stack"}) {
+    SCOPED_TRACE(scope);
+    json spec =
+        PredictedSpec({{"scope", scope}, {"recall_every_steps", 2}, {"online", json::object()}}, 6);
+    spec["checkpoint"] = {{"every_steps", 3}, {"keep_last", 5}};
+    spec["output"]["dir"] = scope;
+    const Outcome whole = workspace.Run(spec);
+    ASSERT_EQ(whole.exit_code, 0) << whole.out << whole.err;
+    spec["output"]["dir"] = scope + "-resumed";
+    const Outcome rest = workspace.Run(
+        spec, {"--resume", whole.Of("checkpoint").front().at("path").get<std::string>()});
+    ASSERT_EQ(rest.exit_code, 0) << rest.out << rest.err;
+    ASSERT_EQ(rest.Losses().size(), 3u);
+    for (const auto& [step, loss] : rest.Losses()) EXPECT_EQ(loss, whole.Losses().at(step)) << step;
+    EXPECT_EQ(Adapter(workspace, scope + "-resumed"), Adapter(workspace, scope));
+    // But for the card's date, which the file names by hash.
+    const auto heads = [&](const std::string& out) {
+      const json card = json::parse(ReadAll(workspace.path() / out / "predictor" / "card.json"));
+      return std::pair(card.at("training").at("loss_curve"), card.at("quality"));
+    };
+    EXPECT_EQ(heads(scope + "-resumed"), heads(scope));
+  }
+}
+
+TEST(Predictor, WhatCannotLearnOnTheWayIsRefusedByField) {
+  const Workspace workspace;
+  json spec = PredictedSpec({{"online", json::object()}}, 4);
+  for (const auto& [field, value, said] : std::vector<std::tuple<std::string, json, std::string>>{
+           {"memory", {{"budget_bytes", 1 << 30}}, "memory.budget_bytes: the bytes of a predictor"},
+           {"parallel", {{"data", 2}}, "tokens.online: is for one rank"}}) {
+    json other = spec;
+    other[field] = value;
+    const Outcome run = workspace.Run(other);
+    EXPECT_EQ(run.exit_code, 2) << run.out;
+    EXPECT_THAT(run.out + run.err, testing::HasSubstr(said));
+  }
+  const Outcome plan = workspace.Run(spec, {"--plan"});
+  EXPECT_NE(plan.exit_code, 0);
+  EXPECT_THAT(plan.out + plan.err, testing::HasSubstr("tokens: online cannot be planned"));
 }
 
 }  // namespace

@@ -114,6 +114,7 @@ TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
   EXPECT_FALSE(request.tokens[0].loss_gap);
   for (const auto& [name, value] : {std::pair<const char*, nlohmann::json>{"mode", "threshold"},
                                     {"kv_all", true},
+                                    {"online", nlohmann::json::object()},
                                     {"policy", "oracle"}}) {
     nlohmann::json tokens = {{"policy", "random"}, {"scope", "layer"}, {"threshold", {0.1}}};
     tokens[name] = value;

@@ -121,7 +121,7 @@ TEST(PredictorPolicy, SampledRecallIsThatOfTrueScores) {
                     .document_rows = {},
                     .tokens = device.tokens,
                     .labels = device.labels,
-                    .measured = 0});
+                    .looks = {.measured = 0, .lessons = {}}});
     const at::Tensor stream = at::empty({batch.rows(), model.config.hidden});
     Embed(model.decoder, device.tokens, device.space->positions(),
           model.decoder.Rows(stream.size(0)), stream);

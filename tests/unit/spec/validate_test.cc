@@ -271,6 +271,7 @@ TEST(ValidateRunSpec, ABudgetIsForWhatCanBeForecast) {
   }
   for (const std::vector<std::string>& other : std::vector<std::vector<std::string>>{
            {"tokens.policy=oracle"},
+           {"tokens.policy=predictor", "tokens.online={}"},
            {"tokens.policy=random", "tokens.scope=layer", "tokens.kv_all=true"},
            {"model.compute_type=float64"}}) {
     std::vector<std::string> assignments = {"memory.budget_bytes=9"};
@@ -279,6 +280,14 @@ TEST(ValidateRunSpec, ABudgetIsForWhatCanBeForecast) {
                 ElementsAre(HasSubstr("memory.budget_bytes: the bytes of ")))
         << other.front();
     EXPECT_THAT(FaultsWith(other), IsEmpty());
+  }
+}
+
+TEST(ValidateRunSpec, OnePredictorLearnsInOneRank) {
+  for (const std::string way : {"data", "tensor"}) {
+    EXPECT_THAT(
+        FaultsWith({"tokens.policy=predictor", "tokens.online={}", "parallel." + way + "=2"}),
+        ElementsAre(HasSubstr("tokens.online: is for one rank")));
   }
 }
 

@@ -132,6 +132,26 @@ TEST(TokenSettings, OneChoiceAfterAnotherIsMeasured) {
   EXPECT_EQ(Settings({"tokens.policy=norm"}).MeasuredAt(0), std::nullopt);
 }
 
+TEST(TokenSettings, APredictorThatBeginsAnewBeginsWithAllRows) {
+  const auto filled = [](const Assignments& more, int64_t steps, bool fresh) {
+    Assignments all = {"tokens.policy=predictor", "tokens.online={}"};
+    all.insert(all.end(), more.begin(), more.end());
+    lemo::v1::TokensSpec spec = Spec(all);
+    FillWarmup(steps, fresh, &spec);
+    return std::pair(spec.warmup_steps(), spec.anneal_steps());
+  };
+  EXPECT_EQ(filled({}, 2400, true), std::pair(50, 200));
+  EXPECT_EQ(filled({}, 40, true), std::pair(10, 20));
+  EXPECT_EQ(filled({}, 2400, false), std::pair(0, 0));
+  EXPECT_EQ(filled({"tokens.warmup_steps=7"}, 40, true), std::pair(7, 20));
+  const lemo::v1::TokensSpec online = Spec({"tokens.policy=predictor", "tokens.online={}"});
+  EXPECT_EQ(online.online().layers_per_step(), 1);
+  EXPECT_EQ(online.online().learning_rate(), 1e-3);
+  lemo::v1::TokensSpec other = Spec({"tokens.policy=predictor"});
+  FillWarmup(2400, true, &other);
+  EXPECT_EQ(other.warmup_steps(), 0);
+}
+
 TEST(TokenSettings, TheShareOverARun) {
   const TokenSettings settings =
       Settings({"tokens.policy=random", "tokens.scope=layer", "tokens.keep=[1, 1, 0.5, 0.2, 1, 1]",
@@ -230,6 +250,24 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{{"tokens.policy=predictor", "tokens.recall_every_steps=-1"},
               "tokens.recall_every_steps",
               "at least 0"},
+        Fault{{"tokens.online.layers_per_step=1"}, "tokens.online", "is for policy predictor"},
+        Fault{{"tokens.policy=predictor", "tokens.online.layers_per_step=0"},
+              "tokens.online.layers_per_step",
+              "at least 1, got 0"},
+        Fault{{"tokens.policy=predictor", "tokens.online.learning_rate=0"},
+              "tokens.online.learning_rate",
+              "above 0"},
+        Fault{
+            {"tokens.policy=predictor", "tokens.scope=layer", "tokens.mlp=own", "tokens.online={}"},
+            "tokens.mlp",
+            "do not learn online"},
+        Fault{{"tokens.policy=predictor", "tokens.online={}", "tokens.warmup_steps=0",
+               "tokens.recall_every_steps=0"},
+              "tokens.online",
+              "both are 0"},
+        Fault{{"tokens.policy=predictor", "tokens.online={}", "tokens.keep=1"},
+              "tokens.online",
+              "nothing to learn"},
         Fault{{"tokens.table_score=loss"}, "tokens.table_score", "is for policy table"},
         Fault{{"tokens.policy=table", "tokens.table_score=less"}, "tokens.table_score", "low_loss"},
         Fault{{"tokens.policy=oracle", "tokens.combine=row"}, "tokens.combine", "column_mean"},

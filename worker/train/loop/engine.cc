@@ -112,6 +112,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const lemo::v1::RunSpec& 
                                                spec.memory().loss_segment_rows());
     engine->table_ = table.get();
     engine->policy_ = std::move(table);
+  } else if (engine->tokens_.spec.has_online()) {
+    LEMO_ASSIGN_OR_RETURN(Predictor start, ReadFitting(engine->tokens_, engine->decoder_));
+    auto online =
+        std::make_unique<OnlinePolicy>(engine->tokens_, engine->decoder_, std::move(start));
+    engine->online_ = online.get();
+    engine->policy_ = std::move(online);
   } else if (!engine->tokens_.dense()) {
     LEMO_ASSIGN_OR_RETURN(engine->policy_, MakeTokenPolicy(engine->tokens_, engine->decoder_));
   }
@@ -132,8 +138,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const lemo::v1::RunSpec& 
 }
 
 TokenPlan Engine::MakePlan(const DeviceBatch& device, const MicroBatch& batch,
-                           std::vector<double> keep, uint64_t draw,
-                           std::optional<int64_t> measured) {
+                           std::vector<double> keep, uint64_t draw, TokenPlan::Looks looks) {
   std::vector<uint8_t> labelled(batch.labels.size());
   std::transform(batch.labels.begin(), batch.labels.end(), labelled.begin(),
                  [](int32_t label) { return label != kIgnoreLabel; });
@@ -145,7 +150,7 @@ TokenPlan Engine::MakePlan(const DeviceBatch& device, const MicroBatch& batch,
                     .tokens = device.tokens,
                     .labels = device.labels,
                     .draw = draw,
-                    .measured = measured});
+                    .looks = std::move(looks)});
 }
 
 bool Engine::CanMeasure() const {
@@ -234,8 +239,9 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
   LossSums sums;
   StepResult result;
   SparsityCounts counts;
-  const std::optional<int64_t> measured =
-      sparse && CanMeasure() ? tokens_.MeasuredAt(step) : std::nullopt;
+  TokenPlan::Looks looks;
+  if (sparse && CanMeasure()) looks.measured = tokens_.MeasuredAt(step);
+  if (online_ != nullptr) looks.lessons = online_->LessonsAt(step, /*dense=*/!sparse);
   // One micro-batch is enough to look at, and short documents leave little to choose.
   const auto largest = std::max_element(
       batch.micro_batches.begin(), batch.micro_batches.end(),
@@ -254,10 +260,10 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
     const Tape::Options options{.dropout_seed = DropoutSeed(spec_.train().seed(), step)};
     sharded_->BeginPass(/*backward=*/true, last);
     std::optional<TokenPlan> plan;
-    if (sparse) {
+    const TokenPlan::Looks look = i == looked_at ? looks : TokenPlan::Looks();
+    if (sparse || !look.lessons.empty()) {
       plan.emplace(MakePlan(device, micro_batch, keep,
-                            MixKeys(spec_.train().seed(), static_cast<uint64_t>(step), 0),
-                            i == looked_at ? measured : std::nullopt));
+                            MixKeys(spec_.train().seed(), static_cast<uint64_t>(step), 0), look));
     }
     const Pass pass = Forward(device, plan ? &*plan : nullptr, options, /*for_backward=*/true);
     const LossSums part = objective_->LossAndGradient(pass.stream, pass.labels, scale);
@@ -273,7 +279,7 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
     }
     tape_->Backward(pass.stream);
     sharded_->EndPass();
-    if (!plan) continue;
+    if (!sparse) continue;
     plan->AddTo(&counts);
     if (request.want_selections) {
       result.selections.push_back(plan->Selection());
@@ -297,7 +303,7 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
     std::vector<double> numbers = counts.Numbers(std::ssize(decoder_.layers));
     AddUp(&numbers);
     counts.SetNumbers(numbers);
-    result.sparsity = counts.Shares(batch.labelled_tokens, sums.labelled, measured);
+    result.sparsity = counts.Shares(batch.labelled_tokens, sums.labelled, looks.measured);
   }
   if (sums.labelled != batch.labelled_tokens) {
     sharded_->ScaleGradients(static_cast<double>(batch.labelled_tokens) /
@@ -315,6 +321,7 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
   updated_ = true;
   optimizer_->Step(request.learning_rate, clip);
   sharded_->SpreadValues();
+  if (online_ != nullptr) online_->Update();
   Synchronize(decoder_.device);
   return result;
 }

@@ -22,6 +22,7 @@
 #include "worker/train/optim/sharded_trainables.h"
 #include "worker/train/parallel/gang.h"
 #include "worker/train/tape/tape.h"
+#include "worker/train/tokens/policy/online.h"
 #include "worker/train/tokens/policy/plan.h"
 #include "worker/train/tokens/policy/table.h"
 #include "worker/train/tuner/tuner.h"
@@ -126,6 +127,8 @@ class Engine {
   const Tape& tape() const { return *tape_; }
   // Null unless the run's policy is `table`. The scores do not change with training.
   TablePolicy* table() { return table_; }
+  // Null unless the predictor learns on.
+  OnlinePolicy* online() { return online_; }
   const TokenSettings& tokens() const { return tokens_; }
   // Of the whole model.
   int64_t parameters() const;
@@ -146,7 +149,7 @@ class Engine {
   // Those of the rows that the last forward pass left, as they lie.
   at::Tensor InOrder(const at::Tensor& labels) const;
   TokenPlan MakePlan(const DeviceBatch& device, const MicroBatch& batch, std::vector<double> keep,
-                     uint64_t draw, std::optional<int64_t> measured = std::nullopt);
+                     uint64_t draw, TokenPlan::Looks looks = {});
   // Whether true scores can be made amid a step: this rank has all heads and all values of the
   // layers to come, and keeps to no budget that is not made for it.
   bool CanMeasure() const;
@@ -174,6 +177,7 @@ class Engine {
   std::unique_ptr<Tape> tape_;
   std::unique_ptr<TokenPolicy> policy_;  // null in a dense run
   TablePolicy* table_ = nullptr;         // policy_, where it is one
+  OnlinePolicy* online_ = nullptr;       // likewise
   std::unique_ptr<CrossEntropyObjective> objective_;
   std::unique_ptr<ShardedTrainables> sharded_;
   std::unique_ptr<AdamW> optimizer_;

@@ -165,7 +165,9 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
   // A run may train a predictor; a plan only looks for one.
   const auto quiet = [](const lemo::v1::RunEvent&) {};
   const bool allocated = inputs.spec.tokens().layers() == kAllocated;
-  LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, quiet, &inputs));
+  if (!inputs.spec.tokens().has_online()) {  // which may begin without one, and is refused below
+    LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, quiet, &inputs));
+  }
   PlanFacts facts =
       FactsOf(inputs, compute,
               PlannerRates(known.rates, /*own_memory=*/!compute.device.is_cpu(), known.shared));

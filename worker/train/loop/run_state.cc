@@ -18,6 +18,7 @@ namespace {
 
 constexpr const char* kTrainables = "trainables";
 constexpr const char* kOptimizer = "optimizer";
+constexpr const char* kPredictor = "predictor";
 constexpr const char* kFirst = "exp_avg.";
 constexpr const char* kSecond = "exp_avg_sq.";
 
@@ -81,6 +82,19 @@ std::vector<int> PartsOf(const std::vector<Trainable>& trainables, int parts) {
   return parts_of;
 }
 
+// Of a predictor that learns; takes it over when it is whole.
+absl::Status RestorePredictor(const LoadedCheckpoint& checkpoint, OnlinePolicy* online) {
+  if (online == nullptr) return absl::OkStatus();
+  std::map<std::string, at::Tensor> state;
+  if (const auto file = checkpoint.files.find(kPredictor); file != checkpoint.files.end()) {
+    for (const auto& [name, view] : file->second.tensors()) state[name] = AsTensor(view);
+  }
+  const absl::Status status = online->Restore(state);
+  if (status.ok()) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat(checkpoint.path.string(), ": ", status.message()));
+}
+
 absl::StatusOr<RunState> ParseState(const std::string& text) {
   RunState state;
   try {
@@ -122,6 +136,12 @@ CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state, int par
       tensors->back().copy_(whole);
       contents.tensors[kind.file][kind.prefix + engine.trainables()[i].name] =
           AsView(tensors->back());
+    }
+  }
+  if (engine.online() != nullptr && part == 0) {
+    for (auto& [name, tensor] : engine.online()->State()) {
+      tensors->push_back(std::move(tensor));
+      contents.tensors[kPredictor][name] = AsView(tensors->back());
     }
   }
   contents.state_json = nlohmann::json{
@@ -177,7 +197,7 @@ absl::StatusOr<RunState> RestoreCheckpoint(const LoadedCheckpoint* checkpoint,
                                    WholeShape(trainable), master_type));
       }
     }
-    return absl::OkStatus();
+    return RestorePredictor(*checkpoint, engine.online());
   };
   LEMO_RETURN_IF_ERROR(Agree(gang.world(), gang.leads() ? look() : absl::OkStatus()));
   const std::string text =

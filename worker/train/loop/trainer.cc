@@ -24,6 +24,7 @@
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/reporter.h"
 #include "worker/train/loop/run_identity.h"
+#include "worker/train/loop/run_predictor.h"
 #include "worker/train/loop/run_state.h"
 #include "worker/train/loop/signals.h"
 #include "worker/train/loop/spec_options.h"
@@ -35,7 +36,6 @@
 #include "worker/train/report/report.h"
 #include "worker/train/spec/spec.h"
 #include "worker/train/state/checkpoint.h"
-#include "worker/train/tokens/predictor/artifact.h"
 
 namespace lemo::train {
 namespace {
@@ -47,7 +47,6 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr const char* kCheckpoints = "checkpoints";
 constexpr const char* kEvalRows = "eval-rows.safetensors";
 constexpr const char* kBlockScores = "block-scores.safetensors";
-constexpr const char* kChosenPredictor = "chosen-predictor";
 // Steps of a run whose kept blocks are told.
 constexpr int64_t kSelectionsShown = 8;
 // Rows of a held-out document on which a published result is compared with the live model.
@@ -184,6 +183,11 @@ class Run {
     ShareCores(gang_.node().size());
     LEMO_ASSIGN_OR_RETURN(compute_, ChooseCompute(spec().device(), spec().model().compute_type(),
                                                   gang_.node().rank()));
+    if (spec().tokens().has_online() && !gang_.alone()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tokens.online: is for one rank, since each would teach its own predictor; ",
+                       gang_.size(), " were started"));
+    }
     if (spec().has_predictor() && !gang_.alone()) {
       return absl::InvalidArgumentError(
           absl::StrCat("predictor: is trained by one rank, and ", gang_.size(), " were started"));
@@ -219,24 +223,8 @@ class Run {
     return [this](RunEvent event) { reporter_.Emit(std::move(event)); };
   }
 
-  // Policy predictor: finds the predictor, or trains it. What `auto` came to stays in the output
-  // directory, so that a resumed run ranks by it whatever was trained since.
   absl::Status Resolve() {
-    return InTurn([this] { return ResolveOwn(); });
-  }
-
-  absl::Status ResolveOwn() {
-    lemo::v1::TokensSpec* tokens = inputs_.spec.mutable_tokens();
-    const bool chooses = tokens->policy() == "predictor" && tokens->predictor() == "auto";
-    const std::filesystem::path chosen = OutputPath() / kChosenPredictor;
-    const bool has_chosen = chooses && std::filesystem::exists(chosen);
-    if (has_chosen) tokens->set_predictor(chosen.string());
-    // What training one takes is in no budget.
-    const bool may_train = gang_.leads() && !spec().memory().has_budget_bytes();
-    LEMO_RETURN_IF_ERROR(ResolvePredictor(compute_, may_train, Emitter(), &inputs_));
-    if (!chooses || has_chosen || !gang_.leads()) return absl::OkStatus();
-    LEMO_ASSIGN_OR_RETURN(const Predictor predictor, ReadPredictor(tokens->predictor()));
-    return WritePredictor(predictor, chosen);
+    return InTurn([this] { return ChoosePredictor(compute_, gang_.leads(), Emitter(), &inputs_); });
   }
 
   // A run whose result is a predictor, in place of Load, Steps and Finish.
@@ -348,6 +336,7 @@ class Run {
     total_steps_ = spec().train().has_steps() ? spec().train().steps()
                                               : stream_->StepsForEpochs(spec().train().epochs());
     schedule_ = ScheduleOf(spec().train(), total_steps_);
+    LEMO_RETURN_IF_ERROR(FillWarmup(total_steps_, &inputs_.spec));
 
     int64_t max_rows = std::max(stream_->MaxMicroBatchRows(), int64_t{1});
     if (spec().memory().has_budget_bytes()) {
@@ -818,6 +807,11 @@ class Run {
     result.set_adapter_dir(published.adapter_dir.string());
     result.set_model_dir(published.model_dir.string());
     result.set_publish_max_logit_difference(published.max_logit_difference);
+    if (engine_->online() != nullptr) {
+      LEMO_ASSIGN_OR_RETURN(const std::filesystem::path predictor,
+                            PublishPredictor(*engine_, inputs_, published));
+      result.set_predictor_dir(predictor.string());
+    }
     RunEvent event;
     *event.mutable_result() = std::move(result);
     reporter_.Emit(std::move(event));

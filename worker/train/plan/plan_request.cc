@@ -91,6 +91,8 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
   // How many rows pass a threshold is known when they have passed it.
   if (!settings.threshold.empty()) return refuse("mode threshold");
   if (settings.kv_all) return refuse("kv_all");
+  // Lessons take memory and time that no step is known by.
+  if (settings.spec.has_online()) return refuse("online");
   // A study's instrument, which saves no time.
   if (settings.policy == "oracle") return refuse("policy oracle");
   const auto add = [&](const TokenSettings& of, std::vector<double> spec_keep) {

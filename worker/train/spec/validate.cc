@@ -326,6 +326,7 @@ class Validator {
       refuse(tokens.policy() == "oracle", "scores of tokens.policy oracle");
       refuse(!dense && tokens.mode() == "threshold", "tokens.mode threshold");
       refuse(!dense && tokens.kv_all(), "tokens.kv_all");
+      refuse(tokens.has_online(), "a predictor that learns (tokens.online)");
     } else if (memory.elastic()) {
       Fault("memory.elastic", "is about memory.budget_bytes; give that, too");
     }
@@ -367,6 +368,10 @@ class Validator {
     }
     if (parallel.has_bucket_bytes()) {
       AtLeast("parallel.bucket_bytes", parallel.bucket_bytes(), 1024);
+    }
+    if (spec_.tokens().has_online() && (parallel.tensor() > 1 || parallel.data() > 1)) {
+      Fault("tokens.online",
+            "is for one rank: each would teach its own predictor, and choose rows by that");
     }
     if (parallel.tensor() > 1) {
       SharedModel();

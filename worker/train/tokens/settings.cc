@@ -110,8 +110,10 @@ void FillTokenDefaults(TokensSpec* spec) {
   LEMO_DEFAULT(sink_blocks, 1);
   LEMO_DEFAULT(local_blocks, 1);
   LEMO_DEFAULT(keep_labels, true);
-  LEMO_DEFAULT(warmup_steps, 0);
-  LEMO_DEFAULT(anneal_steps, 0);
+  if (!spec->has_online()) {  // else they follow from the run's steps and its predictor
+    LEMO_DEFAULT(warmup_steps, 0);
+    LEMO_DEFAULT(anneal_steps, 0);
+  }
   LEMO_DEFAULT(cooldown_steps, 0);
   LEMO_DEFAULT(block, 64);
   LEMO_DEFAULT(chunk_blocks, 1);
@@ -128,6 +130,19 @@ void FillTokenDefaults(TokensSpec* spec) {
     LEMO_DEFAULT(score_rope, false);
   }
 #undef LEMO_DEFAULT
+  if (!spec->has_online()) return;
+  lemo::v1::OnlineSpec* online = spec->mutable_online();
+  if (!online->has_layers_per_step()) online->set_layers_per_step(1);
+  if (!online->has_learning_rate()) online->set_learning_rate(1e-3);
+}
+
+void FillWarmup(int64_t steps, bool fresh, TokensSpec* spec) {
+  if (!spec->has_online()) return;
+  const auto at_most = [&](int64_t wanted, int64_t bound) {
+    return static_cast<int32_t>(fresh ? std::min(wanted, bound) : 0);
+  };
+  if (!spec->has_warmup_steps()) spec->set_warmup_steps(at_most(50, steps / 4));
+  if (!spec->has_anneal_steps()) spec->set_anneal_steps(at_most(200, steps / 2));
 }
 
 void ValidateTokens(const TokensSpec& spec, Violations* violations) {
@@ -219,6 +234,30 @@ void ValidateTokens(const TokensSpec& spec, Violations* violations) {
   if (spec.has_recall_every_steps() && spec.policy() != "predictor") {
     fault("recall_every_steps", "is for policy predictor: no other one guesses at true scores");
   }
+  if (spec.has_online()) {
+    const lemo::v1::OnlineSpec& online = spec.online();
+    if (spec.policy() != "predictor") {
+      fault("online", "is for policy predictor: no other one learns");
+    }
+    if (online.has_layers_per_step() && online.layers_per_step() < 1) {
+      fault("online.layers_per_step",
+            absl::StrCat("must be at least 1, got ", online.layers_per_step()));
+    }
+    if (online.has_learning_rate() &&
+        !(std::isfinite(online.learning_rate()) && online.learning_rate() > 0)) {
+      fault("online.learning_rate",
+            absl::StrCat("must be above 0 and finite, got ", online.learning_rate()));
+    }
+    if (spec.mlp() == "own") {
+      fault("mlp", "networks that choose rows of the MLP do not learn online; use shared or off");
+    }
+    if ((stack || nested) && spec.has_warmup_steps() && spec.warmup_steps() == 0 &&
+        spec.recall_every_steps() == 0) {
+      fault("online", absl::StrCat("with scope ", spec.scope(),
+                                   " it learns in steps of all rows (warmup_steps) and in those "
+                                   "that measure recall (recall_every_steps), and both are 0"));
+    }
+  }
   if (spec.has_table_score() && spec.policy() != "table")
     fault("table_score", "is for policy table");
   if (spec.policy() == "table" && spec.mlp() == "own") {
@@ -276,6 +315,10 @@ TokenSettings MakeTokenSettings(const TokensSpec& spec, int64_t layers, Violatio
       violations->Add("tokens.layers",
                       "with scope nested the sparse layers must go on to the last");
     }
+  }
+  if (spec.has_online() && std::all_of(settings.keep.begin(), settings.keep.end(),
+                                       [](double share) { return share >= 1; })) {
+    violations->Add("tokens.online", "no layer drops rows, so that there is nothing to learn");
   }
   if (spec.mode() == "threshold" && spec.threshold_size() > 0) {
     settings.threshold = ByLayer(spec.threshold(), layers, "threshold", violations);

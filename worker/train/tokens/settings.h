@@ -66,6 +66,10 @@ inline constexpr const char* kAllocated = "allocated";
 // Sets every optional field of a message that names a policy other than `dense`.
 void FillTokenDefaults(lemo::v1::TokensSpec* spec);
 
+// The same of the steps of all rows that a run of `steps` steps with tokens.online begins with.
+// `fresh`: its predictor has learnt nothing yet, and needs some to learn from before it chooses.
+void FillWarmup(int64_t steps, bool fresh, lemo::v1::TokensSpec* spec);
+
 // What can be said without the model.
 void ValidateTokens(const lemo::v1::TokensSpec& spec, Violations* violations);
 

@@ -68,12 +68,18 @@ BlocksKept TokenPlan::Choose(const RowSpace& space, const at::Tensor& stream, in
   if (decoder_.tensor != nullptr) kept = Broadcast(std::move(kept), space.blocks().blocks());
   seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   // A look at the choice is no part of what choosing takes.
-  if (layer == batch_.measured && sub_block == ScoreRequest::SubBlock::kAttention) {
+  if (layer == batch_.looks.measured && sub_block == ScoreRequest::SubBlock::kAttention) {
     Measure(request, kept, options);
   }
   // A choice of everything is no choice: the dense path needs no row lists.
   if (std::find(kept.begin(), kept.end(), 0) == kept.end()) return nullptr;
   return std::make_shared<const BlockMask>(std::move(kept));
+}
+
+void TokenPlan::Teach(int64_t layer, const RowSpace& space, const at::Tensor& stream) {
+  const std::vector<int64_t>& lessons = batch_.looks.lessons;
+  if (std::find(lessons.begin(), lessons.end(), layer) == lessons.end()) return;
+  policy_.Learn(layer, space, stream);
 }
 
 void TokenPlan::Measure(const ScoreRequest& request, const BlockMask& kept,
@@ -120,13 +126,16 @@ void TokenPlan::KeepInStream(const BlockMask& kept) {
 
 BlocksKept TokenPlan::Enter(const RowSpace& space) {
   const double keep = batch_.keep.front();
-  if (settings_.scope != Scope::kStack || keep >= 1) return nullptr;
+  const bool teaches = !batch_.looks.lessons.empty();
+  if (settings_.scope != Scope::kStack || (keep >= 1 && !teaches)) return nullptr;
   at::Tensor embedded;
   if (policy_.ReadsStream()) {
     embedded = at::empty({space.rows(), decoder_.config.hidden}, decoder_.embedding.options());
     Embed(decoder_, batch_.tokens, space.positions(),
           RowParts::Everywhere(decoder_.tensor, space.rows()), embedded);
   }
+  Teach(0, space, embedded);
+  if (keep >= 1) return nullptr;
   BlocksKept kept = Choose(space, embedded, 0, static_cast<int64_t>(batch_.keep.size()),
                            ScoreRequest::SubBlock::kAttention, keep);
   if (kept) KeepInStream(*kept);
@@ -135,6 +144,7 @@ BlocksKept TokenPlan::Enter(const RowSpace& space) {
 
 BlocksKept TokenPlan::Stay(int64_t layer, const RowSpace& space, const at::Tensor& stream) {
   const double keep = batch_.keep[layer];
+  if (settings_.scope == Scope::kNested) Teach(layer, space, stream);
   if (settings_.scope != Scope::kNested || keep >= share_) return nullptr;
   BlocksKept kept =
       Choose(space, Seen(space, stream), layer, static_cast<int64_t>(batch_.keep.size()),
@@ -145,7 +155,8 @@ BlocksKept TokenPlan::Stay(int64_t layer, const RowSpace& space, const at::Tenso
 }
 
 BlocksKept TokenPlan::Attention(int64_t layer, const RowSpace& space, const at::Tensor& stream) {
-  const bool chooses = settings_.scope == Scope::kLayer || settings_.scope == Scope::kGroup;
+  const bool chooses = settings_.RowsComeBack();
+  if (chooses) Teach(layer, space, stream);
   if (!chooses || batch_.keep[layer] >= 1) {
     attention_ = nullptr;
   } else if (!settings_.ContinuesGroup(layer)) {

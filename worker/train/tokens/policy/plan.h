@@ -16,6 +16,13 @@ namespace lemo::train {
 
 class TokenPlan final : public RowSource {
  public:
+  // What is made of a pass beside its choices.
+  struct Looks {
+    // The choice of attention's rows that begins at this layer is compared with true scores.
+    std::optional<int64_t> measured;
+    // Layers from whose streams the policy learns. Asked for in passes of all rows, too.
+    std::vector<int64_t> lessons;
+  };
   struct Batch {
     std::vector<double> keep;                                 // shares of the layers in this step
     std::vector<uint8_t> labelled;                            // one entry a row of the micro-batch
@@ -23,8 +30,7 @@ class TokenPlan final : public RowSource {
     at::Tensor tokens;                                        // int64 [rows]
     at::Tensor labels;                                        // int64 [rows], -100 for none
     uint64_t draw = 0;                                        // differs between steps
-    // The choice of attention's rows that begins at this layer is compared with true scores.
-    std::optional<int64_t> measured;
+    Looks looks;
   };
 
   // `settings`, `policy`, `decoder`, `space` and the views of `batch` outlive the plan. `space` has
@@ -55,6 +61,7 @@ class TokenPlan final : public RowSource {
   BlocksKept Choose(const RowSpace& space, const at::Tensor& stream, int64_t layer,
                     int64_t end_layer, ScoreRequest::SubBlock sub_block, double keep);
   bool Chooses() const;
+  void Teach(int64_t layer, const RowSpace& space, const at::Tensor& stream);
   // The stream as the policy reads it: the rows of all ranks that share them.
   at::Tensor Seen(const RowSpace& space, const at::Tensor& stream) const;
   void Measure(const ScoreRequest& request, const BlockMask& kept, const SelectOptions& options);

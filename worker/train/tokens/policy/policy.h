@@ -53,6 +53,9 @@ class TokenPolicy {
   // What Scores guesses at: the scores that policy `oracle` would rank by, of the very rows and
   // with the adapters as they are. As dear as that. Empty for a policy that guesses at nothing.
   virtual std::vector<float> TrueScores(const ScoreRequest& /*request*/) { return {}; }
+  // Before attention of `layer`, in a step that is to teach the policy there: the rows that the
+  // pass has, which stay as they are. Nothing for a policy that does not learn.
+  virtual void Learn(int64_t /*layer*/, const RowSpace& /*space*/, const at::Tensor& /*stream*/) {}
   // Whether Scores looks at the stream.
   virtual bool ReadsStream() const { return false; }
 };
