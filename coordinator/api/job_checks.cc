@@ -149,9 +149,12 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   if (run.tokens().has_predictors_dir()) {
     violations->Add("run.tokens.predictors_dir", "belongs to the service; leave it out");
   }
-  if (run.tokens().has_predictor() && run.tokens().predictor() != "auto") {
+  const std::string& predictor = run.tokens().predictor();
+  if (run.tokens().has_predictor() && predictor != "auto" && !predictor.starts_with("/")) {
     violations->Add("run.tokens.predictor",
-                    "is a path, which the service does not take yet; with auto a worker has its own");
+                    absl::StrCat("auto, or a directory under a model root of the workers, by its "
+                                 "absolute path; got \"",
+                                 Shortened(predictor), "\""));
   }
   if (run.data().train().empty()) violations->Add("run.data.train", "names no file");
   LEMO_RETURN_IF_ERROR(CheckFiles(run.data().train(), "run.data.train", store, record, violations));

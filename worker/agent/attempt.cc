@@ -311,6 +311,12 @@ absl::Status Attempt::WriteSpecs(const Transfer& transfer) {
     return absl::FailedPreconditionError(absl::StrCat("model_path: ", assignment_.model_path(),
                                                       " is under no model root of this worker"));
   }
+  if (const std::string& predictor = assignment_.run().tokens().predictor();
+      !predictor.empty() && predictor != "auto" &&
+      !UnderRoots(predictor, context_.options->model_roots)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("tokens.predictor: ", predictor, " is under no model root of this worker"));
+  }
   model_ = transfer.model;
   device_ = devices[0];
   const LocalPaths paths{.files = transfer.files,

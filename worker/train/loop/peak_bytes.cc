@@ -1,5 +1,7 @@
 #include "worker/train/loop/peak_bytes.h"
 
+#include <ATen/ATen.h>
+
 #include "worker/train/loop/device.h"
 #include "worker/train/memory/counting_allocator.h"
 
@@ -19,6 +21,14 @@ lemo::v1::PeakBytes PeakBytesOf(at::Device device) {
   peak.set_loss(usage[MemoryCategory::kLoss]);
   peak.set_total(usage.total);
   return peak;
+}
+
+void ResetPeakBytes(at::Device device) {
+  if (device.is_cpu()) {
+    ResetPeakMemory();
+  } else {
+    at::getDeviceAllocator(device.type())->resetPeakStats(device.index());
+  }
 }
 
 }  // namespace lemo::train

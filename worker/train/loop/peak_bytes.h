@@ -11,4 +11,7 @@ namespace lemo::train {
 // categories.
 lemo::v1::PeakBytes PeakBytesOf(at::Device device);
 
+// From here on peaks are those of what comes; what is in use counts.
+void ResetPeakBytes(at::Device device);
+
 }  // namespace lemo::train

@@ -400,6 +400,8 @@ absl::Status ResolvePredictor(const Compute& compute, bool may_train, const Emit
                           TrainPredictor(TrainingSpecFor(inputs->spec, settings), *inputs, compute,
                                          fs::path(dir) / name, quiet));
     found = trained.dir;
+    // Nor is what it took of the run's memory.
+    ResetPeakBytes(compute.device);
   }
   EmitPhase(emit, "predictor", found.string());
   tokens->set_predictor(found.string());
@@ -427,7 +429,10 @@ std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarT
   const double share = *std::min_element(
       kRecallShares.begin(), kRecallShares.end(),
       [keep](double a, double b) { return std::abs(a - keep) < std::abs(b - keep); });
-  for (const std::string& name : use.heads) {
+  std::vector<std::string> heads = use.heads;
+  // Taken before the layer's own where it is there; both are held.
+  for (const int64_t layer : NestedChoices(settings)) heads.push_back(AboveHead(layer));
+  for (const std::string& name : heads) {
     const auto head = predictor->heads.find(name);
     if (head == predictor->heads.end()) continue;
     int64_t width = 0;
