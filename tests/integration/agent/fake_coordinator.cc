@@ -255,6 +255,7 @@ grpc::Status FakeCoordinator::Serve(grpc::ServerContext* context, Stream* stream
   if (stream_ == stream) {
     stream_ = nullptr;
     context_ = nullptr;
+    changed_.notify_all();
   }
   return grpc::Status::OK;
 }
@@ -315,6 +316,11 @@ void FakeCoordinator::Answer(const AgentMessage& message, Stream* stream) {
 
 bool FakeCoordinator::Wait(std::unique_lock<std::mutex>& lock, const std::function<bool()>& holds) {
   return changed_.wait_for(lock, std::chrono::seconds(30), holds);
+}
+
+bool FakeCoordinator::WaitForLoss() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return Wait(lock, [this] { return stream_ == nullptr; });
 }
 
 bool FakeCoordinator::WaitFor(const Key& key,

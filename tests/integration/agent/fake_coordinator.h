@@ -85,6 +85,8 @@ class FakeCoordinator {
   // Waits for so many hellos in all, and answers the last.
   lemo::v1::Hello WaitForHello(int count);
   bool WaitForDrain();
+  // Until no agent is connected: what is assigned before that may go to one that is gone.
+  bool WaitForLoss();
   bool WaitForDownloads(int calls);
   int hellos() const;
   int download_calls() const;

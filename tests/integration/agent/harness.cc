@@ -58,6 +58,7 @@ void AgentTest::StopAgent() {
   agent_->Kill();
   thread_.join();
   agent_ = nullptr;
+  EXPECT_TRUE(coordinator_.WaitForLoss());
 }
 
 void AgentTest::DrainAgent() {
