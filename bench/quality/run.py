@@ -153,15 +153,15 @@ def train_copier(material, program, scratch):
     path = material.work / "copier"
     if path.exists():
         return path
-    say("teaching a base to repeat what it has read, once")
-    steps, batch, length = 240, 8, 512
+    say("teaching a base to look up what it has read, once")
+    steps, batch, length = 600, 8, 512
     spec = {
-        "model": {"path": str(material.base)},
-        "data": {"train": [{"path": str(material.repeats(steps * batch))}], "max_length": length,
-                 "packing": False, "cache_dir": str(material.work / "cache")},
+        "model": {"path": str(material.plain_model(material.base))},
+        "data": {"train": [{"path": str(material.lookups(12_000))}], "max_length": length, "overlong": "drop",
+                 "cache_dir": str(material.work / "cache")},
         "tuner": {"full": {}}, "device": "cpu",
         "train": {"steps": steps, "batch_sequences": batch, "micro_batch_tokens": batch * length,
-                  "learning_rate": 2e-3, "warmup_steps": 10, "beta2": 0.95, "seed": 1},
+                  "learning_rate": 2e-3, "warmup_steps": 20, "beta2": 0.95, "seed": 1},
     }
     outcome = trainer.run(program, spec, scratch)
     say(f"copier: loss {mean([step['loss'] for step in outcome.steps[-8:]]):.3f}")

@@ -115,23 +115,18 @@ class Material:
             "{% for message in messages %}{{ message['content'] }}{% endfor %}"
             "{% if add_generation_prompt %}{% endif %}"))
 
-    def repeats(self, rows):
-        """Short texts that say things twice: passages again in another order, or a list of facts again
-        in another order. novelist-3m looks nothing up, so the base of task c is taught to with these."""
+    def lookups(self, rows):
+        """Short rows whose answers stand in them: random words to be said again, and lists of facts with questions
+        about them. novelist-3m looks nothing up, so the base of task c is taught to with these; loss on the
+        answers alone, or it takes many times as long to learn it."""
         def make(path):
-            draw = random.Random(rows)
-            pages = self._text(PAGES_TRAIN)[0]
+            draw = random.Random(5)
+            words = sorted(set(self._text(PAGES_TRAIN)[0].split()))
             with path.open("w") as file:
                 for row in range(rows):
-                    if row % 2:
-                        pieces = [f"{asked_of(person)} {sign}." for person, sign in draw_facts(draw)]
-                    else:
-                        size = int(50 * CHARACTERS_A_TOKEN)
-                        starts = [pages.index(" ", draw.randrange(len(pages) - 2 * size)) for _ in range(4)]
-                        pieces = [pages[start:start + size] for start in starts]
-                    again = draw.sample(pieces, len(pieces))
-                    file.write(json.dumps({"text": "".join(pieces + again)}) + "\n")
-        return self._write(f"repeats-{rows}.jsonl", make)
+                    made = copy_row(draw, words) if row % 2 else facts_row(draw)
+                    file.write(json.dumps({"messages": made}) + "\n")
+        return self._write(f"lookups-{rows}.jsonl", make)
 
     def questions(self, part, length, rows, seed, pages_share=1.0):
         """Rows of task c. `pages_share` below 1 leaves out the beginning of the pages and the facts
@@ -194,6 +189,22 @@ def asked_of(person):
 def draw_facts(draw):
     people = [f"{draw.choice(TITLES)} {name}" for name in draw.sample(SURNAMES, FACTS)]
     return list(zip(people, draw.sample(SIGNS, FACTS)))
+
+
+def copy_row(draw, words):
+    text = " " + " ".join(draw.choices(words, k=draw.randint(10, 60)))
+    return [{"role": "user", "content": text + "\n"}, {"role": "assistant", "content": text}]
+
+
+def facts_row(draw):
+    facts = draw_facts(draw)[:draw.randint(2, FACTS)]
+    prompt = "".join(f"{asked_of(person)} {sign}." for person, sign in facts) + "\n"
+    draw.shuffle(facts)
+    messages = []
+    for i, (person, sign) in enumerate(facts):
+        messages.append({"role": "user", "content": (prompt if i == 0 else "") + asked_of(person)})
+        messages.append({"role": "assistant", "content": f" {sign}."})
+    return messages
 
 
 def question_row(draw, pages, length, pages_share):
