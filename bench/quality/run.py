@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ ROOT = HERE.parent.parent
 # A dense run for its time alone after so many others: a shared machine is not equally fast all night.
 TIMING_EVERY, TIMING_STEPS = 12, 3 + 4
 BUCKETS = 4
-PREDICTOR_STEPS = 300
+PREDICTOR_STEPS, PREDICTOR_LENGTH = 300, 2048
 # The base of task b: 2.5 million tokens of the novels that novelist-3m was trained on.
 BASE_SPEC = {"steps": 600, "batch_sequences": 8, "micro_batch_tokens": 4096, "learning_rate": 4e-3,
              "warmup_steps": 30, "weight_decay": 0.1, "beta2": 0.95, "schedule": "cosine", "seed": 1,
@@ -154,32 +155,40 @@ def train_copier(material, program, scratch):
     if path.exists():
         return path
     say("teaching a base to look up what it has read, once")
-    steps, batch, length = 600, 8, 512
-    spec = {
-        "model": {"path": str(material.plain_model(material.base))},
-        "data": {"train": [{"path": str(material.lookups(12_000))}], "max_length": length, "overlong": "drop",
-                 "cache_dir": str(material.work / "cache")},
-        "tuner": {"full": {}}, "device": "cpu",
-        "train": {"steps": steps, "batch_sequences": batch, "micro_batch_tokens": batch * length,
-                  "learning_rate": 2e-3, "warmup_steps": 20, "beta2": 0.95, "seed": 1},
-    }
-    outcome = trainer.run(program, spec, scratch)
-    say(f"copier: loss {mean([step['loss'] for step in outcome.steps[-8:]]):.3f}")
-    (scratch / "run" / "model").rename(path)
+    batch, length = 8, 512
+    model = material.plain_model(material.base)
+    # Any words first, then those of the facts.
+    for of_facts, train in [(False, {"steps": 600, "learning_rate": 2e-3}),
+                            (True, {"steps": 300, "learning_rate": 3e-3, "min_learning_rate_ratio": 0.1})]:
+        spec = {
+            "model": {"path": str(model)},
+            "data": {"train": [{"path": str(material.lookups(12_000, of_facts))}], "max_length": length,
+                     "overlong": "drop", "cache_dir": str(material.work / "cache")},
+            "tuner": {"full": {}}, "device": "cpu",
+            "train": {"batch_sequences": batch, "micro_batch_tokens": batch * length, "warmup_steps": 20,
+                      "beta2": 0.95, "seed": 1, **train},
+        }
+        outcome = trainer.run(program, spec, scratch)
+        say(f"copier: loss {mean([step['loss'] for step in outcome.steps[-8:]]):.3f}")
+        model = path.with_name(f"{path.name}-{of_facts}")
+        shutil.rmtree(model, ignore_errors=True)
+        (scratch / "run" / "model").rename(model)
+    model.rename(path)
     return path
 
 
 def train_predictor(task, program, scratch):
-    """The predictor of the task's base, trained at its length on text that no arm is trained or evaluated on,
-    with shares by layer for the paper's form (attention alone)."""
-    path = task.material.work / f"predictor-{task.model.name}-{task.setting.length}"
+    """The predictor of the task's base, trained on text that no arm is trained or evaluated on, at its length
+    or PREDICTOR_LENGTH, with shares by layer for the paper's form (attention alone)."""
+    length = task.setting.length if task.name == "c" else min(task.setting.length, PREDICTOR_LENGTH)
+    path = task.material.work / f"predictor-{task.model.name}-{length}"
     if path.exists():
         return path
-    say(f"training a predictor for {task.model.name} at {task.setting.length} tokens, once")
+    say(f"training a predictor for {task.model.name} at {length} tokens, once")
     spec = {
         "model": {"path": str(task.model)},
         "data": {"train": [{"path": str(book)} for book in task.material.other_books()],
-                 "eval": [{"path": str(task.eval_file())}], "max_length": task.setting.length, "packing": False,
+                 "eval": [{"path": str(task.eval_file())}], "max_length": length, "packing": False,
                  "cache_dir": str(task.material.work / "cache")},
         "predictor": {"allocate": 0.5, "allocate_mlp": "off"},
         "train": {"steps": PREDICTOR_STEPS, "seed": 1}, "eval": {"max_sequences": 6}, "device": "cpu",

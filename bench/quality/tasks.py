@@ -115,18 +115,18 @@ class Material:
             "{% for message in messages %}{{ message['content'] }}{% endfor %}"
             "{% if add_generation_prompt %}{% endif %}"))
 
-    def lookups(self, rows):
-        """Short rows whose answers stand in them: random words to be said again, and lists of facts with questions
-        about them. novelist-3m looks nothing up, so the base of task c is taught to with these; loss on the
+    def lookups(self, rows, of_facts):
+        """Short rows whose answers stand in them: random words (of any kind, or those of the facts) to be said
+        again, and lists of facts with questions about them. novelist-3m looks nothing up, so the base of task c is taught to with these; loss on the
         answers alone, or it takes many times as long to learn it."""
         def make(path):
-            draw = random.Random(5)
-            words = sorted(set(self._text(PAGES_TRAIN)[0].split()))
+            draw = random.Random(6 if of_facts else 5)
+            words = TITLES + SURNAMES + SIGNS if of_facts else sorted(set(self._text(PAGES_TRAIN)[0].split()))
             with path.open("w") as file:
                 for row in range(rows):
                     made = copy_row(draw, words) if row % 2 else facts_row(draw)
                     file.write(json.dumps({"messages": made}) + "\n")
-        return self._write(f"lookups-{rows}.jsonl", make)
+        return self._write(f"lookups-{rows}{'-of-facts' if of_facts else ''}.jsonl", make)
 
     def questions(self, part, length, rows, seed, pages_share=1.0):
         """Rows of task c. `pages_share` below 1 leaves out the beginning of the pages and the facts
