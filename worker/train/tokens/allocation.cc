@@ -53,7 +53,8 @@ std::vector<double> AllocateShares(const LossRises& rises, double mean) {
       best_step = step;
     }
     if (!best) break;
-    keep[*best] -= best_step;
+    // Rounded, so that people read 0.6 in specs and cards.
+    keep[*best] = std::round((keep[*best] - best_step) * 1e12) / 1e12;
     left -= best_step;
   }
   return keep;
