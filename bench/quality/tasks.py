@@ -117,8 +117,8 @@ class Material:
 
     def lookups(self, rows, of_facts):
         """Short rows whose answers stand in them: random words (of any kind, or those of the facts) to be said
-        again, and lists of facts with questions about them. novelist-3m looks nothing up, so the base of task c is taught to with these; loss on the
-        answers alone, or it takes many times as long to learn it."""
+        again, and lists of facts with questions about them. novelist-3m looks nothing up, so the base of task c
+        is taught to with these; loss on the answers alone, or it takes many times as long to learn it."""
         def make(path):
             draw = random.Random(6 if of_facts else 5)
             words = TITLES + SURNAMES + SIGNS if of_facts else sorted(set(self._text(PAGES_TRAIN)[0].split()))

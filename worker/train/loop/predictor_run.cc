@@ -294,8 +294,8 @@ lemo::v1::RunSpec TrainingSpecFor(const lemo::v1::RunSpec& spec, const TokenSett
     // A short run is not kept waiting for longer than it takes itself.
     const int64_t sequences =
         int64_t{spec.train().steps()} * std::max(1, spec.train().batch_sequences());
-    train->set_steps(static_cast<int32_t>(
-        std::clamp<int64_t>(sequences, kLeastPredictorSteps, train->steps())));
+    train->set_steps(
+        static_cast<int32_t>(std::clamp<int64_t>(sequences, kLeastPredictorSteps, train->steps())));
   }
   train->set_micro_batch_tokens(result.data().max_length());
   return result;
