@@ -123,8 +123,9 @@ TEST(TokenSettings, OneChoiceAfterAnotherIsMeasured) {
        {std::pair(0, std::optional<int64_t>(2)), {1, std::nullopt}, {10, 3}, {20, 4}, {30, 2}}) {
     EXPECT_EQ(layer.MeasuredAt(step), measured) << step;
   }
-  // There a measurement is a forward pass of all rows.
-  const TokenSettings stack = Settings({"tokens.policy=predictor"});
+  // There a measurement is a forward pass of all rows, which only a predictor that learns is worth.
+  EXPECT_EQ(Settings({"tokens.policy=predictor"}).MeasuredAt(0), std::nullopt);
+  const TokenSettings stack = Settings({"tokens.policy=predictor", "tokens.online={}"});
   EXPECT_EQ(stack.MeasuredAt(10), std::nullopt);
   EXPECT_EQ(stack.MeasuredAt(50), 0);
   const TokenSettings never = Settings({"tokens.policy=predictor", "tokens.recall_every_steps=0"});

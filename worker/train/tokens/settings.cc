@@ -122,7 +122,8 @@ void FillTokenDefaults(TokensSpec* spec) {
   LEMO_DEFAULT(mode, "ratio");
   if (spec->policy() == "predictor") {
     LEMO_DEFAULT(predictor, "auto");
-    LEMO_DEFAULT(recall_every_steps, stays_out ? 50 : 10);
+    // A pass of all rows would take the memory that these scopes are asked for.
+    LEMO_DEFAULT(recall_every_steps, !stays_out ? 10 : spec->has_online() ? 50 : 0);
   }
   if (spec->policy() == "table") LEMO_DEFAULT(table_score, "attention");
   if (spec->policy() == "oracle" || spec->policy() == "table") {
