@@ -122,6 +122,9 @@ TEST(Predictor, IsTrainedFirstWithSharesWhereThereIsNone) {
   ASSERT_EQ(second.exit_code, 0) << second.out << second.err;
   EXPECT_EQ(EffectiveTokens(workspace, "again").at("predictor"), found);
   EXPECT_EQ(second.Losses(), first.Losses());
+  // What training it took is not in the run's peak.
+  EXPECT_EQ(second.Last("result").at("peak_bytes").at("weights"),
+            first.Last("result").at("peak_bytes").at("weights"));
 }
 
 TEST(Predictor, FaultsNameTheField) {

@@ -25,6 +25,7 @@
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/signals.h"
 #include "worker/train/loop/spec_options.h"
+#include "worker/train/memory/counting_allocator.h"
 #include "worker/train/spec/spec.h"
 #include "worker/train/tokens/policy/predictor.h"
 #include "worker/train/tokens/predictor/training.h"
@@ -342,7 +343,11 @@ absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, c
   LEMO_ASSIGN_OR_RETURN(const ModelWeights weights,
                         WeightsOf(spec.model(), inputs.config, compute, WeightUse::kFrozen));
   const Decoder decoder(inputs.config, weights);
-  return PredictorRun(spec, inputs, decoder, compute, emit).Go(dir);
+  absl::StatusOr<TrainedPredictor> trained =
+      PredictorRun(spec, inputs, decoder, compute, emit).Go(dir);
+  // A run that goes on has the weights mapped anew, and counts them.
+  CountExternalMemory(MemoryCategory::kWeights, -weights.MappedBytes());
+  return trained;
 }
 
 absl::Status ResolvePredictor(const Compute& compute, bool may_train, const EmitEvent& emit,
