@@ -193,14 +193,14 @@ TEST(PlanRequest, QuotesWhatThePredictorsCardMeasuredOnTheModel) {
 
 TEST(PlanRequest, ChoosesAmongTheSharesThatAreWished) {
   PlanWishes wishes;
-  wishes.keep = {0.5, 0.25};
+  wishes.keep = {0.5, 0.25, 0.25};
   const auto request = [&](const nlohmann::json& tokens, const PlanFacts& facts) {
     const absl::StatusOr<OfferRequest> made =
         PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), facts, wishes);
     EXPECT_TRUE(made.ok()) << made.status();
     return made.value_or(OfferRequest());
   };
-  // The spec's own comes first, and is not offered twice.
+  // The spec's own comes first; nothing is offered twice.
   OfferRequest made = request({{"policy", "random"}, {"keep", {0.5}}}, Facts());
   ASSERT_EQ(made.tokens.size(), 2);
   EXPECT_TRUE(made.tokens[0].spec_keep.empty());

@@ -116,7 +116,10 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
   for (const double share : shares) {
     std::vector<double> spec_keep;
     const TokenSettings other = WithShare(settings, facts, share, &spec_keep);
-    if (other.keep != settings.keep) add(other, std::move(spec_keep));
+    const bool known =
+        std::any_of(request->tokens.begin(), request->tokens.end(),
+                    [&other](const planner::TokenChoice& of) { return of.keep == other.keep; });
+    if (!known) add(other, std::move(spec_keep));
   }
   return absl::OkStatus();
 }
