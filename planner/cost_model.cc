@@ -63,10 +63,11 @@ StepWork LayerWork(const ModelShape& shape, const Tuning& tuning, Stored stored,
   const auto heads = static_cast<double>(shape.heads * shape.head_dim);
   const auto kv_heads = static_cast<double>(shape.kv_heads * shape.head_dim);
   const auto inner = static_cast<double>(shape.intermediate);
-  Matrices qkv_matrices, output_matrices, up_matrices, down_matrices;
+  Matrices kv_matrices, qkv_matrices, output_matrices, up_matrices, down_matrices;
+  kv_matrices.Add(hidden, kv_heads);
+  kv_matrices.Add(hidden, kv_heads);
+  qkv_matrices = kv_matrices;
   qkv_matrices.Add(hidden, heads);
-  qkv_matrices.Add(hidden, kv_heads);
-  qkv_matrices.Add(hidden, kv_heads);
   output_matrices.Add(heads, hidden);
   up_matrices.Add(hidden, inner);
   if (shape.gated_mlp) up_matrices.Add(hidden, inner);
@@ -74,6 +75,7 @@ StepWork LayerWork(const ModelShape& shape, const Tuning& tuning, Stored stored,
 
   const int64_t attention_rank = tuning.full ? 0 : tuning.attention_rank;
   const int64_t mlp_rank = tuning.full ? 0 : tuning.mlp_rank;
+  const Products seen(kv_matrices, rows.seen, tuning.full, attention_rank);
   const Products qkv(qkv_matrices, rows.attention, tuning.full, attention_rank);
   const Products output(output_matrices, rows.attention, tuning.full, attention_rank);
   const Products up(up_matrices, rows.mlp, tuning.full, mlp_rank);
@@ -81,7 +83,9 @@ StepWork LayerWork(const ModelShape& shape, const Tuning& tuning, Stored stored,
   const double attention = 4.0 * heads * rows.pairs;
 
   StepWork work;
-  work.forward.products = qkv.Forward() + output.Forward() + up.Forward() + down.Forward();
+  // What is only seen is kept whatever the policy, and no gradient goes back through it.
+  work.forward.products =
+      seen.Forward() + qkv.Forward() + output.Forward() + up.Forward() + down.Forward();
   work.forward.attention = attention;
   work.backward.products = qkv.Backward() + output.Backward() + up.Backward() + down.Backward();
   work.backward.attention = kBackwardOverForward * attention;

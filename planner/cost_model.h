@@ -61,6 +61,7 @@ enum class Stored {
 struct LayerRows {
   int64_t attention = 0;
   int64_t mlp = 0;
+  int64_t seen = 0;  // of which attention has keys and values, but no queries
   // Pairs of a query and a key that it sees, itself included: CausalPairs of every document's kept
   // rows, added up.
   double pairs = 0;

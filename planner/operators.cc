@@ -148,6 +148,7 @@ LayerOperators OperatorsOf(const ModelShape& shape, const Tuning& tuning, const 
   const double matrices = shape.gated_mlp ? 2 : 1;
   const auto attention = static_cast<double>(rows.attention);
   const auto mlp = static_cast<double>(rows.mlp);
+  const auto seen = static_cast<double>(rows.seen);
   const double of_call = attention / pass.passes;
   const double of_tile = std::min(mlp / pass.passes, kTileRows);
   const double turned = (heads + kv_heads) / ranks;  // elements of a row that are rotated
@@ -178,6 +179,19 @@ LayerOperators OperatorsOf(const ModelShape& shape, const Tuning& tuning, const 
   if (shape.qk_norm) forward.Elements(Operator::kNorm, attention, turned, of_call);
   const bool rotates = shape.position_rows == 0;
   if (rotates) forward.Elements(Operator::kRotation, attention, turned, of_call);
+  // Rows that are only seen, and their keys and values among those of the rows that ask: on the way
+  // down these are put together once more.
+  const double seen_of_call = seen / pass.passes;
+  forward.Elements(Operator::kGather, seen, hidden, seen_of_call);
+  forward.Elements(Operator::kNorm, seen, hidden, seen_of_call);
+  k.Forward(seen, seen_of_call, &layer.forward);
+  v.Forward(seen, seen_of_call, &layer.forward);
+  if (rotates) forward.Elements(Operator::kRotation, seen, kv_heads / ranks, seen_of_call);
+  if (rows.seen > 0) {
+    for (Account* way : {&forward, &backward}) {
+      way->Elements(Operator::kCopy, attention + seen, 2 * kv_heads / ranks, of_call);
+    }
+  }
   forward.Attention(Operator::kAttention, flop, length, width);
   o.Forward(attention, of_call, &layer.forward);
   forward.Elements(Operator::kScatter, attention, hidden, of_call);
@@ -192,6 +206,7 @@ LayerOperators OperatorsOf(const ModelShape& shape, const Tuning& tuning, const 
     const int i = static_cast<int>(stored);
     Account kept(&layer.kept[i]), replay(&layer.replay[i]);
     kept.Elements(Operator::kCopy, attention, hidden, of_call, shape.post_norm ? 3 : 1);
+    kept.Elements(Operator::kCopy, seen, 2 * kv_heads / ranks, seen_of_call);
     if (stored >= Stored::kAttentionOut) {
       kept.Elements(Operator::kCopy, attention, heads / ranks, of_call);
     }

@@ -29,13 +29,14 @@ ATTENTION = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "qwen3": ["q_pro
 
 def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope=None, mlp="shared",
          documents=1, evaluates=False, checkpoints=False, tile=0, segment=0, layers=None, dtype="float32",
-         ranks=None, threads=1, rank=8, dropout=0.0, by="random"):
+         ranks=None, threads=1, rank=8, dropout=0.0, by="random", kv_all=False):
     """One run: `documents` equal ones packed into sequences of `length` rows, or one. `layers`: policies by
     layer in place of `policy`. `ranks`: RunSpec.parallel of two ranks. `by`: RunSpec.tokens.policy, a table's with
     its score behind a dash."""
     parts = [shape, str(length), policy, tuner]
     parts += [f"keep{keep}-{scope}" + ("" if mlp == "shared" else f"-mlp_{mlp}")] if scope else []
     parts += [by] if by != "random" else []
+    parts += ["kv_all"] if kv_all else []
     parts += [f"packed{documents}"] if documents > 1 else []
     parts += ["eval"] if evaluates else []
     parts += ["checkpoint"] if checkpoints else []
@@ -50,7 +51,7 @@ def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope
     return {"name": "/".join(parts), "shape": shape, "length": length, "policy": policy, "tuner": tuner,
             "keep": keep, "scope": scope, "mlp": mlp, "documents": documents, "evaluates": evaluates,
             "checkpoints": checkpoints, "tile": tile, "segment": segment, "layers": layers, "dtype": dtype,
-            "ranks": ranks, "threads": threads, "rank": rank, "dropout": dropout, "by": by}
+            "ranks": ranks, "threads": threads, "rank": rank, "dropout": dropout, "by": by, "kv_all": kv_all}
 
 
 POLICIES = ["all", "mlp", "attn_out", "input"]
@@ -119,6 +120,12 @@ def grid():
     cases += [case("llama-gqa", 2048, keep=0.5, scope="nested", by="predictor"),
               case("llama-gqa", 4096, documents=4, keep=0.5, scope="group", mlp="off"),
               case("llama-wide", 2048, "input", keep=0.3, scope="stack", by="predictor", dtype="bfloat16")]
+    cases += [case(shape, 2048, policy, keep=0.5, scope="layer", kv_all=True)
+              for shape in ("llama-gqa", "llama-mha", "qwen3", "opt") for policy in ("attn_out", "input")]
+    cases += [case("llama-mha", 4096, documents=4, keep=0.3, scope="group", mlp="off", kv_all=True),
+              case("llama-mha", 2048, "all+offload", keep=0.3, scope="layer", mlp="own", kv_all=True),
+              case("llama-mha", 2048, tuner="full", keep=0.3, scope="layer", kv_all=True, dtype="bfloat16"),
+              case("llama-wide", 2048, "mlp", keep=0.3, scope="layer", kv_all=True, ranks=rows)]
     return cases
 
 
@@ -209,6 +216,8 @@ def run_spec(one, model, rows, held_out, scratch):
         spec["tokens"] = {"policy": by, "keep": [one["keep"]], "scope": one["scope"], "layers": "all"}
         if one["scope"] in ("layer", "group"):
             spec["tokens"]["mlp"] = one["mlp"]
+        if one["kv_all"]:
+            spec["tokens"]["kv_all"] = True
         if score:
             spec["tokens"]["table_score"] = score
         if by == "predictor":
@@ -257,7 +266,8 @@ def question(one):
         "compute_type": one["dtype"], "full": one["tuner"] == "full", "ranks": ranks,
         "policies": one["layers"] or [one["policy"]] * LAYERS,
         "documents": [row] * one["documents"],
-        "keep": one["keep"], "scope": one["scope"] or "dense", "mlp": one["mlp"], "block": BLOCK,
+        "keep": one["keep"], "scope": one["scope"] or "dense", "mlp": one["mlp"], "kv_all": one["kv_all"],
+        "block": BLOCK,
         "chooser": chooser(one) if one["scope"] else {"by": "random"},
         "mlp_tile_rows": one["tile"], "loss_segment_rows": one["segment"],
         "evaluation_documents": [row] * min(2, one["documents"]) if one["evaluates"] else [],

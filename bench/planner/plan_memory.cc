@@ -5,10 +5,11 @@
 //        "dropout": false, "ranks": {"attention": 8, "mlp": 8},
 //        "policies": ["attn_out+offload", one a layer], "documents": [rows of each in the
 //        micro-batch], "scope": "dense" | "layer" | "group" | "nested" | "stack", "keep": 0.5,
-//        "mlp": "shared" | "own" | "off", "chooser": {"by": tokens.policy, "score": of a table,
-//        "first_width": 0, "held_bytes": 0 (of a predictor)}, "block": 64, "mlp_tile_rows": 0,
-//        "loss_segment_rows": 0, "evaluation_documents": [], "checkpoints": false, "tensor_ranks":
-//        1, "sequence": false, "data_ranks": 1, "shard": "none" | ..., "threads": 1}]
+//        "mlp": "shared" | "own" | "off", "kv_all": false, "chooser": {"by": tokens.policy,
+//        "score": of a table, "first_width": 0, "held_bytes": 0 (of a predictor)}, "block": 64,
+//        "mlp_tile_rows": 0, "loss_segment_rows": 0, "evaluation_documents": [], "checkpoints":
+//        false, "tensor_ranks": 1, "sequence": false, "data_ranks": 1, "shard": "none" | ...,
+//        "threads": 1}]
 // Out: [{"low": {"weights": bytes, ..., "total": bytes}, "expected": {}, "high": {},
 //        "moments": [{"name": "forward", "transient": bytes, "loss": bytes}]}]
 // Every row carries loss. Exit code 1, with the reason on stderr, when the input is not that.
@@ -116,6 +117,10 @@ MemoryOptions OptionsOf(const json& asked) {
   if (asked.at("mlp") != "shared") {
     if (asked.at("mlp") == "off") layer.mlp = all.rows;
     layer.separate = true;
+  }
+  if (asked.at("kv_all")) {
+    layer.seen = all.rows - kept.rows;
+    layer.keys = all.longest;
   }
   SetChooser(asked.at("chooser"), scope == "stack", all, &options);
   // A document's last row has no next one to predict.

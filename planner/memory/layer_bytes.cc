@@ -21,6 +21,7 @@ class Layer {
         e_(scene.element_bytes),
         a_(scene.layer.attention),
         m_(scene.layer.mlp),
+        seen_(scene.layer.seen),
         own_a_(scene.layer.Own(a_)),
         own_m_(scene.layer.Own(m_)),
         shared_(scene.layer.row_ranks > 1),
@@ -37,13 +38,14 @@ class Layer {
  private:
   const AdapterRanks& ranks() const { return scene_.tuning.adapters; }
   bool full() const { return scene_.tuning.full; }
-  bool Listed(int64_t rows) const { return rows < scene_.layer.stream; }
-  // The lists that name a sub-block's rows where they are not the stream's: indices, the rows' ids
-  // and their part of the rotation tables.
-  int64_t ListBytes(int64_t rows) const {
-    if (!Listed(rows)) return 0;
+  bool Listed(int64_t rows) const { return rows < scene_.layer.stream || scene_.layer.listed; }
+  // A list that names rows of the stream: indices, the rows' ids and their part of the rotation
+  // tables.
+  int64_t ListOf(int64_t rows) const {
     return rows * (kIndexBytes + kRowIdBytes) + (rope_ ? rows * scene_.shape.head_dim * 4 : 0);
   }
+  // The list of a sub-block's rows where they are not the stream's.
+  int64_t ListBytes(int64_t rows) const { return Listed(rows) ? ListOf(rows) : 0; }
   // Mean and reciprocal deviation of LayerNorm, the latter alone of RMSNorm.
   int64_t NormStatistics(int64_t rows) const {
     return (scene_.shape.layer_norm ? 2 : 1) * rows * kStatisticBytes;
@@ -77,8 +79,22 @@ class Layer {
     return scene_.tuning.dropout && rank > 0 ? rows * in * e_ : 0;
   }
 
+  // A head's projection of the normed rows, on the way up; leaves its value.
+  void Head(int64_t rows, int64_t width, int64_t heads, int64_t rank, bool rotates);
+  // Keys and values of rows that are only seen. Leaves both where no arena has them.
+  void See(bool in_arena);
+  int64_t SeenBytes() const { return 2 * seen_ * k_ * e_; }
+  // Keys and values of all rows in their order, made where some are only seen, and the list of
+  // those.
+  int64_t TogetherBytes() const {
+    return seen_ > 0 ? 2 * (a_ + seen_) * k_ * e_ + seen_ * kIndexBytes : 0;
+  }
   void Attend();
+  // Where some rows are only seen: of every run of kept blocks the part of its own rows and that of
+  // all rows before it.
+  void AttendToAll();
   void AttendBackward();
+  void AttendToAllBackward();
   // Kernel scratch of one document's rows, `products` tiles of scores a thread.
   int64_t Scratch(int64_t rows, int64_t products) const {
     const int64_t queries = std::min(rows, QueryTile(rows)), keys = std::min(rows, kKeyTile);
@@ -109,7 +125,7 @@ class Layer {
   }
 
   const LayerScene& scene_;
-  const int64_t e_, a_, m_;
+  const int64_t e_, a_, m_, seen_;
   const int64_t own_a_, own_m_;  // this rank's, where the ranks share the rows of the stream
   const bool shared_;
   const int64_t h_, q_, k_, i_;
@@ -117,8 +133,48 @@ class Layer {
   Meter meter_;
 };
 
+void Layer::Head(int64_t rows, int64_t width, int64_t heads, int64_t rank, bool rotates) {
+  const bool norms = rotates && scene_.shape.qk_norm;
+  meter_.Touch(Dropped(rows, h_, rank) + (rank > 0 ? rows * width * e_ : 0));
+  Project(rows, width, rank);
+  if (norms) meter_.Touch(rows * width * e_ + rows * heads * kStatisticBytes);
+  if (rotates && rope_) meter_.Touch(rows * width * e_);
+}
+
+void Layer::See(bool in_arena) {
+  if (seen_ == 0) return;
+  const int64_t own = scene_.layer.Own(seen_);
+  const int64_t rows = ListOf(seen_) + own * h_ * e_;
+  meter_.Take(rows);
+  if (shared_) {
+    Gather(own, seen_, /*graph=*/false);
+  } else if (!scene_.shape.post_norm) {
+    meter_.Take(seen_ * h_ * e_);
+    meter_.Touch(NormStatistics(seen_));
+  }
+  Head(seen_, k_, scene_.shape.kv_heads, ranks().k, true);
+  Head(seen_, k_, scene_.shape.kv_heads, ranks().v, false);
+  meter_.Give(rows + (shared_ || !scene_.shape.post_norm ? seen_ * h_ * e_ : 0));
+  if (in_arena) meter_.Give(SeenBytes());
+}
+
+void Layer::AttendToAll() {
+  const int64_t n = scene_.layer.longest, heads = scene_.shape.heads;
+  const int64_t out = a_ * q_ * e_ + heads * a_ * kStatisticBytes;
+  const int64_t part = n * q_ * e_ + n * heads * kStatisticBytes;
+  meter_.Take(TogetherBytes() + out);
+  // At most all kept rows of a document are one run. Each part has its o and lse; they are put
+  // together in fp32.
+  meter_.Take(2 * part);
+  meter_.Touch(Scratch(n, 1) +
+               scene_.threads * std::min(n, QueryTile(n)) * (2 + scene_.shape.head_dim) * 4);
+  meter_.Touch(n * (3 * q_ + 4 * heads) * kStatisticBytes);
+  meter_.Give(2 * part + TogetherBytes());
+}
+
 // Attention's o and lse are left alive.
 void Layer::Attend() {
+  if (seen_ > 0) return AttendToAll();
   const int64_t n = scene_.layer.longest, heads = scene_.shape.heads;
   meter_.Take(a_ * q_ * e_ + heads * a_ * kStatisticBytes);
   // The kernel's own o and lse of one document, copied to their places. Beside the scores a thread
@@ -158,21 +214,16 @@ int64_t Layer::Forward(bool keep) {
     meter_.Take(x);
   }
   norm(a_, own_a_);
-  const auto head = [&](int64_t width, int64_t heads, int64_t rank, bool rotates) {
-    meter_.Touch(Dropped(a_, h_, rank) + (rank > 0 ? a_ * width * e_ : 0));
-    Project(a_, width, rank);
-    if (rotates && shape.qk_norm) meter_.Touch(a_ * width * e_ + a_ * heads * kStatisticBytes);
-    if (rotates && rope_) meter_.Touch(a_ * width * e_);
-  };
-  head(q_, shape.heads, ranks().q, true);
-  head(k_, shape.kv_heads, ranks().k, true);
-  head(k_, shape.kv_heads, ranks().v, false);
+  Head(a_, q_, shape.heads, ranks().q, true);
+  Head(a_, k_, shape.kv_heads, ranks().k, true);
+  Head(a_, k_, shape.kv_heads, ranks().v, false);
   meter_.Give(x + (shape.post_norm ? 0 : a_ * h_ * e_));
   const int64_t qkv = a_ * (q_ + 2 * k_) * e_;
   const bool keeps_qkv = in_arena && layer.stored >= Stored::kMlp;
   if (keeps_qkv) meter_.Give(qkv);
+  See(in_arena);
   Attend();
-  if (!keeps_qkv) meter_.Give(qkv);
+  meter_.Give((keeps_qkv ? 0 : qkv) + (in_arena ? 0 : SeenBytes()));
   const int64_t o = a_ * q_ * e_ + shape.heads * a_ * kStatisticBytes;
   const bool keeps_o = in_arena && layer.stored >= Stored::kAttentionOut;
   if (keeps_o) meter_.Give(o);
@@ -255,7 +306,32 @@ void Layer::ReplayQkv() {
   if (!reads && !shared_) meter_.Give(a);
 }
 
+void Layer::AttendToAllBackward() {
+  const int64_t n = scene_.layer.longest, heads = scene_.shape.heads, all = a_ + seen_;
+  meter_.Take(TogetherBytes() + a_ * q_ * e_ + 2 * all * k_ * kStatisticBytes);
+  // The kernel's gradients have a head of keys for every query head. Of r rows that see themselves
+  // they are 3 r rows long; of the keys before them 2 r, once more r that wait to be added, and
+  // those of the keys: twice the document in all.
+  const int64_t kernel = std::max(3 * n, 2 * scene_.layer.keys) * q_ * e_;
+  const int64_t tile = std::min(n, QueryTile(n));
+  meter_.Take(kernel);
+  meter_.Touch(n * q_ * e_ + n * heads * kStatisticBytes + Scratch(n, 2) +
+               scene_.threads * tile * kStatisticBytes);
+  // Added up over the heads that share a key head, in fp32, of a narrower type by way of a copy.
+  meter_.Touch(2 * scene_.layer.keys * k_ * kStatisticBytes +
+               (e_ < kStatisticBytes ? scene_.layer.keys * q_ * kStatisticBytes : 0));
+  meter_.Give(kernel);
+  // In the rows' type, and of those that ask.
+  if (e_ < kStatisticBytes) {
+    meter_.Take(2 * all * k_ * e_);
+    meter_.Give(2 * all * k_ * kStatisticBytes);
+  }
+  meter_.Take(2 * a_ * k_ * e_);
+  meter_.Give(2 * all * k_ * std::min(e_, kStatisticBytes) + TogetherBytes());
+}
+
 void Layer::AttendBackward() {
+  if (seen_ > 0) return AttendToAllBackward();
   const int64_t n = scene_.layer.longest, heads = scene_.shape.heads;
   // Gradients in their places.
   meter_.Take(a_ * (q_ + 2 * k_) * e_);

@@ -180,7 +180,8 @@ LayerScene Forecast::SceneOf(const LayerMemory& layer) const {
 bool Equal(const LayerMemory& a, const LayerMemory& b) {
   return a.stored == b.stored && a.offload == b.offload && a.stream == b.stream &&
          a.attention == b.attention && a.mlp == b.mlp && a.separate == b.separate &&
-         a.longest == b.longest && a.reserved == b.reserved;
+         a.listed == b.listed && a.longest == b.longest && a.seen == b.seen && a.keys == b.keys &&
+         a.reserved == b.reserved;
 }
 
 int64_t Forecast::HighestForward() const {
@@ -346,7 +347,8 @@ void Forecast::AddScores() {
   const int64_t pass = std::max(EmbedBytes(rows), (attention ? stream : 0) + rotated +
                                                       ForwardLayerBytes(scene, /*keep=*/false));
   // Where layers choose, what they keep is not reserved before they have chosen.
-  const bool chooses = options_.layers.back().attention < options_.batch_rows;
+  const LayerMemory& top = options_.layers.back();
+  const bool chooses = top.listed || top.attention < options_.batch_rows;
   const int64_t later = chooses ? Arena() - Slot(Own(options_.rows_max), part_.hidden, e_) : 0;
   const auto add = [&](const char* name, int64_t bytes, int64_t of_loss) {
     const int64_t of_transient = std::min(bytes, later);
@@ -427,6 +429,12 @@ MemoryForecast Forecast::Run() {
   if (options_.sharding == Sharding::kParameters && options_.data_ranks > 1) {
     apart += trained_.layer() * (kMasterBytes + e_);
   }
+  // Nor are kept rows always neighbours: attention to all rows goes by runs of them.
+  int64_t runs = 0;
+  for (const LayerMemory& layer : options_.layers) {
+    if (layer.seen > 0) runs = std::max(runs, layer.longest * part_.heads * part_.head_dim * e_);
+  }
+  apart += runs;
   forecast_.low.total = std::max(fixed.weights, forecast_.low.total - apart);
   forecast_.host_bytes = options_.own_memory ? Saved(/*in_ring=*/true) : 0;
   const int64_t narrow = kNarrowScratch + forecast_.expected.transient / kNarrowShare;
@@ -448,6 +456,7 @@ int64_t SavedBytes(const ModelShape& shape, const LayerMemory& layer, int64_t el
     bytes += query + Slot(layer.attention, shape.heads, kStatisticBytes);
   }
   if (layer.stored >= Stored::kMlp) bytes += query + 2 * key;
+  bytes += 2 * Slot(layer.seen, shape.kv_heads * shape.head_dim, element_bytes);
   if (shape.post_norm) {
     bytes += 2 * Slot(layer.stream, shape.hidden, element_bytes);
   } else if (layer.stored >= Stored::kMlp || layer.separate) {

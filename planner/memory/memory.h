@@ -12,7 +12,7 @@
 // Between two layers nothing of a layer is alive but the arena, so layers of equal shape need
 // looking at once.
 //
-// Not modelled: choosing rows by true scores, and `kv_all`.
+// Not modelled: choosing rows by true scores, and a predictor that learns on the way.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,14 @@ struct LayerMemory {
   int64_t attention = 0;  // rows that attention computes
   int64_t mlp = 0;
   bool separate = false;  // the MLP computes other rows than attention
-  int64_t longest = 0;    // attention's rows of the document that has most of them
+  // Rows are named by lists though they may be all of the stream's: how many is known when they
+  // have been chosen.
+  bool listed = false;
+  int64_t longest = 0;  // attention's rows of the document that has most of them
+  // Rows of which attention has keys and values, but no queries; with them the keys of the longest
+  // document.
+  int64_t seen = 0;
+  int64_t keys = 0;
   // Rows that a boundary of attention has room for, where that is more than are computed: layers
   // that choose for themselves reserve whole blocks. 0: as many as are computed.
   int64_t reserved = 0;

@@ -53,6 +53,8 @@ void AddShape(const ModelShape& s, Digest* digest) {
 void AddChooser(const TokenChoice& choice, Digest* digest) {
   const RowChooser& by = choice.chooser;
   if (choice.mlp_own) digest->Add("mlp_own");
+  if (choice.kv_all) digest->Add("kv_all");
+  if (choice.any_share) digest->Add("any_share");
   if (!(by == RowChooser())) {
     for (const int64_t value : {static_cast<int64_t>(by.by), int64_t{by.own_stream}, by.held_bytes,
                                 by.first_width, int64_t{by.flat_slice}}) {

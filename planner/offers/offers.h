@@ -51,6 +51,11 @@ struct TokenChoice {
   std::vector<double> spec_keep;
   bool mlp_off = false;  // kLayer: the MLP computes all rows
   bool mlp_own = false;  // kLayer: it computes rows of its own choice
+  // kLayer: attention sees keys and values of all rows.
+  bool kv_all = false;
+  // kLayer: how many blocks are kept is known when they have been chosen. Seconds are of `keep`,
+  // bytes of all of them.
+  bool any_share = false;
   int64_t block = 64;
   RowChooser chooser;
   std::optional<ScoredRows> table;  // made before the run; its rows are not said

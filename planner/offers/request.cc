@@ -32,6 +32,8 @@ void CheckTokens(const OfferRequest& request, std::vector<std::string>* faults) 
     if (choice.scope != Scope::kLayer && choice.separate()) {
       fault(choice.mlp_off ? "mlp_off: is for scope layer" : "mlp_own: is for scope layer");
     }
+    if (choice.scope != Scope::kLayer && choice.kv_all) fault("kv_all: is for scope layer");
+    if (choice.scope != Scope::kLayer && choice.any_share) fault("any_share: is for scope layer");
     if (choice.mlp_off && choice.mlp_own) fault("mlp_own: excludes mlp_off");
     if (!(choice.dense_share >= 0 && choice.dense_share <= 1)) {
       fault("dense_share: must be in [0, 1]");

@@ -11,6 +11,8 @@ namespace lemo::planner {
 namespace {
 
 constexpr size_t kLongestListed = 1024;  // of longer lists the last one stands for the rest
+// What is kept of a document's blocks whatever the scores, where they decide how many are.
+constexpr double kLeastShare = 0.1;
 
 KeptRows Kept(int64_t length, double keep, int64_t block) {
   return KeepRows(std::span(&length, 1), {.keep = keep, .block = block});
@@ -42,6 +44,7 @@ void AddDenseSteps(double share, const Workload& dense, Workload* work) {
     LayerRows& layer = work->layers[l];
     layer.attention = Ceil(mean(layer.attention, dense.layers[l].attention));
     layer.mlp = Ceil(mean(layer.mlp, dense.layers[l].mlp));
+    layer.seen = Ceil(mean(layer.seen, 0));
     layer.pairs = mean(layer.pairs, dense.layers[l].pairs);
   }
   work->scored_rows *= 1 - share;
@@ -65,6 +68,7 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
   const int64_t layers = request.shape.layers;
   work.layers.resize(layers);
   work.most_kept.assign(layers, 0);
+  work.least_kept.assign(layers, 1);
   work.longest_kept.assign(layers, 0);
   int64_t number = 0;
   double computed = 0, head = 0;
@@ -85,6 +89,7 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
         const LayerRows& alike = work.layers[l - 1];
         sums = alike;
         work.most_kept[l] = work.most_kept[l - 1];
+        work.least_kept[l] = work.least_kept[l - 1];
         work.longest_kept[l] = work.longest_kept[l - 1];
       } else {
         const KeptRows of = choice != nullptr ? Kept(length, keep, choice->block)
@@ -93,12 +98,22 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
         const int64_t mlp = choice != nullptr && choice->mlp_off ? length : kept;
         sums.attention += kept * count;
         sums.mlp += mlp * count;
-        sums.pairs += CausalPairs(kept) * static_cast<double>(count);
+        const bool sees_all = choice != nullptr && choice->kv_all && kept < length;
+        sums.seen += sees_all ? (length - kept) * count : 0;
+        // Rows that are kept lie anywhere, and see all before them or those that are kept.
+        sums.pairs += static_cast<double>(count) *
+                      (sees_all ? static_cast<double>(kept) / static_cast<double>(length) *
+                                      CausalPairs(length)
+                                : CausalPairs(kept));
         sums.separate |= mlp != kept || (choice != nullptr && choice->mlp_own && kept < length);
         // Else what is left out is not in the stream any more.
         sums.indexed |= choice != nullptr && choice->scope == Scope::kLayer && kept < length;
         work.most_kept[l] = std::max(
             work.most_kept[l], static_cast<double>(of.reserved) / static_cast<double>(length));
+        const bool falls = choice != nullptr && choice->any_share && keep < 1;
+        const int64_t least = falls ? Kept(length, kLeastShare, choice->block).rows : kept;
+        work.least_kept[l] =
+            std::min(work.least_kept[l], static_cast<double>(least) / static_cast<double>(length));
         if (work.longest_kept[l] == 0) work.longest_kept[l] = of.reserved;
         if (choice != nullptr && choice->scope != Scope::kLayer) last = kept;
       }
@@ -145,16 +160,26 @@ std::vector<LayerMemory> LargestLayers(const OfferRequest& request, const Worklo
   for (int64_t l = 0; l < request.shape.layers; ++l) {
     // Which documents meet in a sequence is not known: short ones are kept whole, so the share that
     // counts is the largest of any document.
-    const int64_t kept = std::min(rows, Ceil(workload.most_kept[l] * static_cast<double>(rows)));
+    const bool sparse = workload.least_kept[l] < 1;
+    const bool any = sparse && choice->any_share;
+    const int64_t kept =
+        any ? rows : std::min(rows, Ceil(workload.most_kept[l] * static_cast<double>(rows)));
     const bool own_stream = choice == nullptr || choice->scope == Scope::kLayer;
+    const int64_t longest = any ? workload.longest.front() : workload.longest_kept[l];
+    const int64_t seen = sparse && choice->kv_all
+                             ? Ceil((1 - workload.least_kept[l]) * static_cast<double>(rows))
+                             : 0;
     layers.push_back({.stored = Stored::kAll,
                       .stream = own_stream ? rows : kept,
                       .attention = kept,
                       .mlp = choice != nullptr && choice->mlp_off ? rows : kept,
                       // Between steps of all rows and the others nearly all are kept.
                       .separate = choice != nullptr && choice->separate() &&
-                                  (kept < rows || choice->dense_share > 0),
-                      .longest = std::min(kept, workload.longest_kept[l])});
+                                  (any || kept < rows || choice->dense_share > 0),
+                      .listed = any,
+                      .longest = std::min(kept, longest),
+                      .seen = seen,
+                      .keys = seen > 0 ? std::min(rows, workload.longest.front()) : 0});
   }
   return layers;
 }

@@ -18,8 +18,9 @@ struct Workload {
   int64_t head_rows = 0;          // rows of the stream that the head sees and that carry loss
   double scored_rows = 0;         // that choices of rows look at
   double kept_share = 1;          // of the rows of the request's own window
-  std::vector<double> most_kept;  // by layer
-  std::vector<int64_t> longest;   // rows of the longest document, longest first, with repetitions
+  std::vector<double> most_kept;  // share of a document's rows, by layer
+  std::vector<double> least_kept;
+  std::vector<int64_t> longest;  // rows of the longest document, longest first, with repetitions
   std::vector<int64_t> longest_kept;  // by layer, of the longest document
 };
 

@@ -40,15 +40,19 @@ TEST(Planner, ALayerKeepsTheBytesThatTheTapeReserves) {
       SCOPED_TRACE(std::string(shape) + " " + name);
       const StoragePolicy policy = *ParseStoragePolicy(name);
       for (int i = 0; i < 40; ++i) {
-        const LayerRowCounts rows{
-            .attention = draw(), .mlp = draw(), .separate = i % 2 == 0, .stream = draw()};
+        const LayerRowCounts rows{.attention = draw(),
+                                  .mlp = draw(),
+                                  .separate = i % 2 == 0,
+                                  .seen = i % 3 == 0 ? draw() : 0,
+                                  .stream = draw()};
         const int64_t element_bytes = i % 4 < 2 ? 4 : 2;
         const bool down_trains = i % 8 < 4;
         const planner::LayerMemory layer{.stored = StoredAs(policy.keep),
                                          .stream = rows.stream,
                                          .attention = rows.attention,
                                          .mlp = rows.mlp,
-                                         .separate = rows.separate};
+                                         .separate = rows.separate,
+                                         .seen = rows.seen};
         EXPECT_EQ(
             planner::SavedBytes(ShapeOf(config), layer, element_bytes, down_trains),
             SavedBytes(policy, config, rows, element_bytes, /*statistic_bytes=*/4, down_trains));

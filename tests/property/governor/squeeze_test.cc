@@ -122,6 +122,14 @@ Trial RandomTrial(uint64_t seed, bool may_drop_rows, int64_t steps = kSteps) {
     tokens.set_keep_labels(random() % 2 == 0);
     if (tokens.scope() == "layer" || tokens.scope() == "group") {
       tokens.set_mlp(Pick<std::string>({"shared", "off", "own"}, &random));
+      tokens.set_kv_all(random() % 3 == 0);
+      // Of a row's length, or of a drawn predictor's scores, which are near 0.
+      if (tokens.policy() == "norm" || tokens.policy() == "predictor") {
+        if (random() % 3 == 0) tokens.set_mode("threshold");
+      }
+      if (tokens.mode() == "threshold") {
+        tokens.add_threshold(Pick<double>({-1e9, 0, 0.5, 2, 1e9}, &random));
+      }
     }
     if (random() % 3 == 0) tokens.set_anneal_steps(3);
   }

@@ -192,7 +192,7 @@ TEST(SelectBlocks, EqualsTheTwinOnAllSmallInputs) {
   }
 }
 
-TEST(SelectBlocks, EqualsTheTwinAndStaysWithinMostRows) {
+TEST(SelectBlocks, EqualsTheTwinAndStaysWithinMostAndLeastRows) {
   for (uint64_t seed = 0; seed < 20000; ++seed) {
     std::mt19937_64 random(seed);
     const std::vector<int32_t> starts = testing::RandomDocuments(random, 90);
@@ -216,6 +216,7 @@ TEST(SelectBlocks, EqualsTheTwinAndStaysWithinMostRows) {
     EXPECT_EQ(choice.bad_blocks, std::count_if(scores.begin(), scores.end(),
                                                [](float s) { return !std::isfinite(s); }));
     EXPECT_LE(CountRows(layout, choice.kept), MostRows(layout, always, rule.Options()));
+    EXPECT_GE(CountRows(layout, choice.kept), LeastRows(layout, always, rule.Options()));
     // Documents are chosen apart. A document that has lost blocks goes by what it was.
     std::vector<int64_t> whole;
     for (size_t d = 0; d + 1 < layout.documents.size(); ++d) {

@@ -112,11 +112,10 @@ TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
     EXPECT_THAT(known, testing::StartsWith("not measured on this model; the study of "));
   }
   EXPECT_FALSE(request.tokens[0].loss_gap);
-  for (const auto& [name, value] : {std::pair<const char*, nlohmann::json>{"mode", "threshold"},
-                                    {"kv_all", true},
-                                    {"online", nlohmann::json::object()},
-                                    {"policy", "oracle"}}) {
-    nlohmann::json tokens = {{"policy", "random"}, {"scope", "layer"}, {"threshold", {0.1}}};
+  for (const auto& [name, value] :
+       {std::pair<const char*, nlohmann::json>{"online", nlohmann::json::object()},
+        {"policy", "oracle"}}) {
+    nlohmann::json tokens = {{"policy", "random"}, {"scope", "layer"}};
     tokens[name] = value;
     const absl::StatusOr<OfferRequest> refused =
         PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), Facts());
@@ -162,6 +161,38 @@ TEST(PlanRequest, CountsThePredictorAndRefusesToPlanWithoutOne) {
   EXPECT_EQ(known.chooser.held_bytes, 1000);
   EXPECT_TRUE(known.chooser.own_stream);
   EXPECT_THAT(known.evidence, HasSubstr("71 %"));
+}
+
+// How many blocks pass is not known: bytes are for all, seconds for what passed when the card was
+// written, else for tokens.keep.
+TEST(PlanRequest, ThresholdsAreBoundedAndTimedByTheCard) {
+  nlohmann::json tokens = {{"policy", "predictor"}, {"scope", "layer"},
+                           {"mode", "threshold"},   {"threshold", {0.1, 0.2, 0.3, 0.4}},
+                           {"layers", "all"},       {"kv_all", true},
+                           {"keep", {0.5}}};
+  PlanFacts facts = Facts();
+  facts.predictor = {.first_width = 48, .recall = 0.71};
+  const planner::TokenChoice own = ChoiceOf(tokens, facts);
+  EXPECT_TRUE(own.any_share);
+  EXPECT_TRUE(own.kv_all);
+  EXPECT_THAT(own.keep, ElementsAre(0.5, 0.5, 0.5, 0.5));
+  EXPECT_THAT(own.evidence, HasSubstr("as if tokens.keep of them did"));
+  facts.predictor->allocated = {.mean = 0.5,
+                                .keep = {1, 0.5, 0.25, 0.25},
+                                .sequences = 12,
+                                .loss_gap = 0.031,
+                                .threshold = {0.1, 0.2, 0.3, 0.4}};
+  const planner::TokenChoice of_card = ChoiceOf(tokens, facts);
+  EXPECT_THAT(of_card.keep, ElementsAre(0.99, 0.5, 0.25, 0.25));
+  EXPECT_THAT(of_card.evidence, HasSubstr("(0.50), bytes are for all blocks"));
+  EXPECT_THAT(of_card.evidence, HasSubstr("+0.031 nats higher before any tuning, on 12 sequences"));
+
+  PlanWishes wishes;
+  wishes.keep = {0.25};
+  EXPECT_THAT(std::string(PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), facts, wishes)
+                              .status()
+                              .message()),
+              HasSubstr("plan.keep: the thresholds say how many"));
 }
 
 TEST(PlanRequest, QuotesWhatThePredictorsCardMeasuredOnTheModel) {

@@ -39,8 +39,8 @@ OfferRequest Request() {
   return request;
 }
 
-TokenChoice Half() {
-  return {.scope = Scope::kStack,
+TokenChoice Half(Scope scope = Scope::kStack) {
+  return {.scope = scope,
           .keep = std::vector<double>(8, 0.5),
           .loss_gap = 0.018,
           .evidence = "bench/results/2026-11-29-quality.md"};
@@ -243,6 +243,39 @@ TEST(Workload, ShortDocumentsBoundWhatASequenceKeeps) {
   request.data.documents = {{4096, 1}};
   EXPECT_EQ(LargestLayers(request, WorkloadOf(request, 4096, &half), &half, 4096)[0].attention,
             2048);
+}
+
+// Rows that ask see all before them, and the others' keys and values are kept.
+TEST(Workload, RowsThatAreOnlySeen) {
+  OfferRequest request = Request();
+  request.data = {.documents = {{4096, 2}}, .packing = true};
+  TokenChoice half = Half(Scope::kLayer);
+  const Workload apart = WorkloadOf(request, 4096, &half);
+  EXPECT_EQ(apart.layers[0].seen, 0);
+  half.kv_all = true;
+  const Workload work = WorkloadOf(request, 4096, &half);
+  EXPECT_EQ(work.layers[0].attention, apart.layers[0].attention);
+  EXPECT_EQ(work.layers[0].seen, 2 * 2048);
+  EXPECT_DOUBLE_EQ(work.layers[0].pairs, CausalPairs(4096));  // half of those of both
+  const LayerMemory layer = LargestLayers(request, work, &half, 4096)[0];
+  EXPECT_EQ(layer.attention, 2048);
+  EXPECT_EQ(layer.seen, 2048);
+  EXPECT_EQ(layer.keys, 4096);
+}
+
+// All rows may pass a threshold, or a tenth: of 64 blocks seven.
+TEST(Workload, RowsThatPassAThresholdMayBeAll) {
+  OfferRequest request = Request();
+  request.data = {.documents = {{4096, 2}}, .packing = true};
+  TokenChoice half = Half(Scope::kLayer);
+  half.any_share = half.kv_all = true;
+  const Workload work = WorkloadOf(request, 4096, &half);
+  EXPECT_DOUBLE_EQ(work.kept_share, 0.5);
+  const LayerMemory layer = LargestLayers(request, work, &half, 4096)[0];
+  EXPECT_TRUE(layer.listed);
+  EXPECT_EQ(layer.attention, 4096);
+  EXPECT_EQ(layer.longest, 4096);
+  EXPECT_EQ(layer.seen, 4096 - 7 * 64);
 }
 
 TEST(Workload, StepsOfAllRowsAreInTheMeanStepAndBoundTheLargest) {

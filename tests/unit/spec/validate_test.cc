@@ -264,16 +264,25 @@ TEST(ValidateRunSpec, ABudgetIsForWhatCanBeForecast) {
   EXPECT_THAT(FaultsWith({"memory.budget_bytes=1"}), IsEmpty());
   EXPECT_THAT(FaultsWith({"memory.budget_bytes=0"}),
               ElementsAre("memory.budget_bytes: must be at least 1, got 0"));
-  EXPECT_THAT(FaultsWith({"memory.budget_bytes=9", "tokens.policy=norm", "tokens.scope=layer"}),
-              IsEmpty());
+  for (const std::string choice : {"tokens.kv_all=true", "tokens.mode=ratio"}) {
+    EXPECT_THAT(
+        FaultsWith({"memory.budget_bytes=9", "tokens.policy=norm", "tokens.scope=layer", choice}),
+        IsEmpty());
+  }
+  const std::vector<std::string> threshold = {"memory.budget_bytes=9", "tokens.policy=norm",
+                                              "tokens.scope=layer", "tokens.mode=threshold",
+                                              "tokens.threshold=[1]"};
+  EXPECT_THAT(FaultsWith(threshold), IsEmpty());
+  std::vector<std::string> elastic = threshold;
+  elastic.insert(elastic.end(), {"memory.elastic=true", "memory.min_keep=0.3"});
+  EXPECT_THAT(FaultsWith(elastic), ElementsAre(HasSubstr("memory.elastic: the thresholds say")));
   for (const std::string policy : {"table", "predictor"}) {
     EXPECT_THAT(FaultsWith({"memory.budget_bytes=9", "tokens.policy=" + policy}), IsEmpty());
   }
-  for (const std::vector<std::string>& other : std::vector<std::vector<std::string>>{
-           {"tokens.policy=oracle"},
-           {"tokens.policy=predictor", "tokens.online={}"},
-           {"tokens.policy=random", "tokens.scope=layer", "tokens.kv_all=true"},
-           {"model.compute_type=float64"}}) {
+  for (const std::vector<std::string>& other :
+       std::vector<std::vector<std::string>>{{"tokens.policy=oracle"},
+                                             {"tokens.policy=predictor", "tokens.online={}"},
+                                             {"model.compute_type=float64"}}) {
     std::vector<std::string> assignments = {"memory.budget_bytes=9"};
     assignments.insert(assignments.end(), other.begin(), other.end());
     EXPECT_THAT(FaultsWith(assignments),

@@ -49,12 +49,18 @@ PieceRows RowsOf(const StepModel& model, std::span<const int32_t> starts,
   const BlockLayout layout = MakeBlocks(starts, tokens.block);
   const BlockMask always = tokens.keep_labels ? LabelBlocks(layout, labelled) : BlockMask();
   for (size_t l = 0; l < keep.size(); ++l) {
-    int64_t kept = piece.rows;
+    if (l > 0 && keep[l] == keep[l - 1]) {
+      piece.layers.push_back(piece.layers.back());
+      continue;
+    }
+    const bool any_share = keep[l] < 1 && !tokens.threshold.empty();
+    int64_t kept = piece.rows, seen = 0;
     if (keep[l] < 1) {
       SelectOptions select = tokens.select;
       select.keep = keep[l];
-      kept = l > 0 && keep[l] == keep[l - 1] ? piece.layers.back().attention
-                                             : MostRows(layout, always, select);
+      select.use_threshold = any_share;
+      kept = MostRows(layout, always, select);
+      seen = tokens.kv_all ? piece.rows - LeastRows(layout, always, select) : 0;
     }
     const bool own_stream = tokens.RowsComeBack();
     const bool all_mlp = tokens.mlp == MlpRows::kAll;
@@ -62,7 +68,10 @@ PieceRows RowsOf(const StepModel& model, std::span<const int32_t> starts,
                             .attention = kept,
                             .mlp = all_mlp ? piece.rows : kept,
                             .separate = keep[l] < 1 && tokens.mlp != MlpRows::kShared,
-                            .longest = std::min(kept, piece.longest)});
+                            .listed = any_share,
+                            .longest = std::min(kept, piece.longest),
+                            .seen = seen,
+                            .keys = seen > 0 ? piece.longest : 0});
   }
   if (tokens.scope == Scope::kStack) piece.stream = piece.layers.front().stream;
   piece.labelled = std::min(piece.labelled, piece.layers.back().stream);
@@ -182,10 +191,12 @@ planner::Work WorkOf(const StepModel& model, std::span<const int32_t> document_s
   for (size_t l = 0; l < storage.size(); ++l) {
     const LayerMemory& layer = piece.layers[l];
     const double share = static_cast<double>(layer.attention) / static_cast<double>(piece.rows);
+    const double of_keys = layer.seen > 0 ? 1 : share;
     work += planner::LayerWork(model.memory.shape, model.tuning, storage[l].stored,
                                {.attention = layer.attention,
                                 .mlp = layer.mlp,
-                                .pairs = pairs * share * share,
+                                .seen = layer.seen,
+                                .pairs = pairs * share * of_keys,
                                 .separate = layer.separate})
                 .Total();
   }

@@ -84,13 +84,14 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
     if (shares.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError("plan.keep: the run leaves no rows out (tokens)");
   }
+  if (!settings.threshold.empty() && !shares.empty()) {
+    return absl::InvalidArgumentError(
+        "plan.keep: the thresholds say how many blocks are kept (tokens.mode)");
+  }
   const auto refuse = [](const std::string& what) {
     return absl::InvalidArgumentError(
         absl::StrCat("tokens: ", what, " cannot be planned; run it and see its result"));
   };
-  // How many rows pass a threshold is known when they have passed it.
-  if (!settings.threshold.empty()) return refuse("mode threshold");
-  if (settings.kv_all) return refuse("kv_all");
   // Lessons take memory and time that no step is known by.
   if (settings.spec.has_online()) return refuse("online");
   // A study's instrument, which saves no time.
@@ -99,10 +100,12 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
     request->tokens.push_back({.scope = of.RowsComeBack()            ? planner::Scope::kLayer
                                         : of.scope == Scope::kNested ? planner::Scope::kNested
                                                                      : planner::Scope::kStack,
-                               .keep = of.keep,
+                               .keep = SharesForTimeOf(of, facts.predictor),
                                .spec_keep = std::move(spec_keep),
                                .mlp_off = of.mlp == MlpRows::kAll,
                                .mlp_own = of.mlp == MlpRows::kOwn,
+                               .kv_all = of.kv_all,
+                               .any_share = !of.threshold.empty(),
                                .block = of.block,
                                .chooser = ChooserOf(of, facts.predictor),
                                .table = TableOf(of),

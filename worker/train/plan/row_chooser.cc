@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -42,6 +43,8 @@ constexpr StudiedWindow kStudiedWindows[] = {
     {0.8, 0.2, -0.4}, {0.6, 0.6, 0.4}, {0.5, 0.6, 1.1}, {0.4, 1.8, 1.9}, {0.3, 2.0, 3.5}};
 // Figures stand for shares that are no further off.
 constexpr double kNear = 0.051;
+// Of a layer whose blocks pass a threshold: it leaves all of them in at most by chance.
+constexpr double kLeastShare = 0.01, kMostShare = 0.99;
 
 std::string StudyText(double share, double reading, double stretched) {
   return absl::StrFormat(
@@ -51,7 +54,39 @@ std::string StudyText(double share, double reading, double stretched) {
       share, reading, stretched);
 }
 
+// The thresholds are those of the card, with which it was measured what passes.
+bool ThresholdsOfCard(const TokenSettings& settings,
+                      const std::optional<PredictorFacts>& predictor) {
+  return predictor && !settings.threshold.empty() &&
+         predictor->allocated.threshold == settings.threshold;
+}
+
+std::string ThresholdEvidence(const TokenSettings& settings,
+                              const std::optional<PredictorFacts>& predictor) {
+  if (!ThresholdsOfCard(settings, predictor)) {
+    return "how many blocks pass the thresholds is known when they have: seconds are as if "
+           "tokens.keep of them did, bytes are for all; what that does to the loss was not "
+           "measured";
+  }
+  const AllocatedShares& card = predictor->allocated;
+  const double mean = std::accumulate(card.keep.begin(), card.keep.end(), 0.0) /
+                      static_cast<double>(card.keep.size());
+  return absl::StrFormat(
+      "seconds are as if the share passed the thresholds that did when the predictor's card was "
+      "written (%.2f), bytes are for all blocks; the loss of this model was then %+.3f nats higher "
+      "before any tuning, on %d sequences",
+      mean, card.loss_gap, card.sequences);
+}
+
 }  // namespace
+
+std::vector<double> SharesForTimeOf(const TokenSettings& settings,
+                                    const std::optional<PredictorFacts>& predictor) {
+  if (!ThresholdsOfCard(settings, predictor)) return settings.keep;
+  std::vector<double> shares = predictor->allocated.keep;
+  for (double& share : shares) share = std::clamp(share, kLeastShare, kMostShare);
+  return shares;
+}
 
 planner::RowChooser ChooserOf(const TokenSettings& settings,
                               const std::optional<PredictorFacts>& predictor) {
@@ -107,6 +142,7 @@ std::string EvidenceOf(const TokenSettings& settings,
   std::copy_if(settings.keep.begin(), settings.keep.end(), std::back_inserter(sparse),
                [](double keep) { return keep < 1; });
   if (sparse.empty()) return "";
+  if (!settings.threshold.empty()) return ThresholdEvidence(settings, predictor);
   const bool all_layers = sparse.size() == settings.keep.size();
   const bool half = std::all_of(sparse.begin(), sparse.end(),
                                 [](double keep) { return std::abs(keep - 0.5) < kNear; });

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "planner/memory/memory.h"
 #include "worker/train/tokens/allocation.h"
@@ -24,6 +25,11 @@ struct PredictorFacts {
 // it.
 planner::RowChooser ChooserOf(const TokenSettings& settings,
                               const std::optional<PredictorFacts>& predictor);
+
+// What seconds are counted with: tokens.keep, or what passed the card's thresholds when it was
+// written.
+std::vector<double> SharesForTimeOf(const TokenSettings& settings,
+                                    const std::optional<PredictorFacts>& predictor);
 
 // What a table's numbers are made of, without rows; nullopt for other policies.
 std::optional<planner::ScoredRows> TableOf(const TokenSettings& settings);

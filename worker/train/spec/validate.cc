@@ -324,8 +324,6 @@ class Validator {
       refuse(spec_.has_predictor(), "training a predictor");
       refuse(spec_.model().compute_type() == "float64", "float64");
       refuse(tokens.policy() == "oracle", "scores of tokens.policy oracle");
-      refuse(!dense && tokens.mode() == "threshold", "tokens.mode threshold");
-      refuse(!dense && tokens.kv_all(), "tokens.kv_all");
       refuse(tokens.has_online(), "a predictor that learns (tokens.online)");
     } else if (memory.elastic()) {
       Fault("memory.elastic", "is about memory.budget_bytes; give that, too");
@@ -338,6 +336,8 @@ class Validator {
       Fault("memory.elastic",
             "needs a tokens.policy that says which blocks go first; with tokens.keep 1 it begins "
             "with all of them");
+    } else if (tokens.mode() == "threshold") {
+      Fault("memory.elastic", "the thresholds say how many blocks are kept; use tokens.mode ratio");
     }
     Required("memory.min_keep", memory.has_min_keep(),
              "the least share of a document's blocks that a layer may be brought down to");

@@ -21,6 +21,11 @@ bool KeptWhole(int64_t blocks, const SelectOptions& options) {
   return blocks < kLeastBlocks || (!options.use_threshold && options.keep >= 1);
 }
 
+// The share that is kept of a document whatever the scores.
+double CertainShare(const SelectOptions& options) {
+  return options.use_threshold ? kLeastShare : options.keep;
+}
+
 // Marks the mandatory blocks of the document [first, last) and answers their number.
 int64_t MarkMandatory(const BlockMask& always, const SelectOptions& options, int64_t first,
                       int64_t last, BlockMask* kept) {
@@ -95,6 +100,24 @@ int64_t MostRows(const BlockLayout& blocks, const BlockMask& always, const Selec
   return rows;
 }
 
+int64_t LeastRows(const BlockLayout& blocks, const BlockMask& always,
+                  const SelectOptions& options) {
+  int64_t rows = 0;
+  BlockMask mandatory(blocks.blocks(), 0);
+  for (size_t i = 0; i + 1 < blocks.documents.size(); ++i) {
+    const int64_t first = blocks.documents[i], last = blocks.documents[i + 1];
+    if (KeptWhole(last - first, options)) {
+      rows += blocks.starts[last] - blocks.starts[first];
+      continue;
+    }
+    const int64_t count = std::max(MarkMandatory(always, options, first, last, &mandatory),
+                                   Wanted(last - first, CertainShare(options)));
+    // The last block, which may be shorter, may be among them.
+    rows += (count - 1) * blocks.rows_of(first) + blocks.rows_of(last - 1);
+  }
+  return rows;
+}
+
 BlockChoice SelectBlocks(std::span<const float> scores, const BlockLayout& blocks,
                          const BlockMask& always, const SelectOptions& options,
                          std::span<const int64_t> whole) {
@@ -110,14 +133,12 @@ BlockChoice SelectBlocks(std::span<const float> scores, const BlockLayout& block
       continue;
     }
     MarkMandatory(always, options, first, last, &choice.kept);
-    double share = options.keep;
     if (options.use_threshold) {
       for (int64_t n = first; n < last; ++n) {
         choice.kept[n] |= !std::isfinite(scores[n]) || scores[n] >= options.threshold;
       }
-      share = kLeastShare;
     }
-    FillByRank(scores, options, first, last, Wanted(size, share), &choice.kept);
+    FillByRank(scores, options, first, last, Wanted(size, CertainShare(options)), &choice.kept);
   }
   return choice;
 }

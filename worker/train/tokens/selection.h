@@ -36,6 +36,8 @@ BlockMask LabelBlocks(const BlockLayout& blocks, std::span<const uint8_t> labell
 // Blocks that SelectBlocks keeps of each document at most, whatever the scores; the sum of their
 // rows bounds the rows. With use_threshold that is all of them.
 int64_t MostRows(const BlockLayout& blocks, const BlockMask& always, const SelectOptions& options);
+// The same at least. With use_threshold that is the mandatory ones and a tenth.
+int64_t LeastRows(const BlockLayout& blocks, const BlockMask& always, const SelectOptions& options);
 
 struct BlockChoice {
   BlockMask kept;

@@ -188,11 +188,11 @@ void TokenPlan::Record(const BlocksKept& kept, BlockMask* mask) const {
 
 RowBounds TokenPlan::Bounds() const {
   const auto layers = static_cast<int64_t>(batch_.keep.size());
-  const auto most = [this](double keep) {
+  const auto options_at = [this](double keep) {
     SelectOptions options = settings_.select;
     options.keep = keep;
     options.use_threshold = !settings_.threshold.empty();
-    return MostRows(layout_, always_, options);
+    return options;
   };
   RowBounds bounds;
   bounds.stream = layout_.rows();
@@ -203,16 +203,16 @@ RowBounds TokenPlan::Bounds() const {
   for (int64_t i = 0; i < layers; ++i) {
     const double keep = batch_.keep[i];
     const int64_t rows = settings_.scope == Scope::kStack ? bounds.stream
-                         : keep < 1                       ? most(keep)
-                                                          : layout_.rows();
+                         : keep < 1 ? MostRows(layout_, always_, options_at(keep))
+                                    : layout_.rows();
     const bool separate = keep < 1 && settings_.mlp != MlpRows::kShared;
-    // At least as many rows are kept, but for one short block a document.
-    const int64_t least = rows - settings_.block * (std::ssize(layout_.documents) - 1);
     const bool sees_others = settings_.kv_all && keep < 1;
+    const int64_t seen =
+        sees_others ? layout_.rows() - LeastRows(layout_, always_, options_at(keep)) : 0;
     bounds.layers.push_back({.attention = rows,
                              .mlp = settings_.mlp == MlpRows::kAll ? layout_.rows() : rows,
                              .separate = separate,
-                             .seen = sees_others ? layout_.rows() - std::max<int64_t>(least, 0) : 0,
+                             .seen = seen,
                              .stream = settings_.scope == Scope::kNested ? rows : bounds.stream});
   }
   return bounds;
