@@ -6,12 +6,19 @@
 namespace lemo::scheduler {
 namespace {
 
-// Whether the job's rank is on this device, and shares it.
+// Whether a rank of the job is on this device, and shares it. No two are on one.
 bool IsOn(const Elastic& job, const Worker& worker, const Device& device) {
-  const std::vector<Part>& parts = job.occupant.parts;
-  return parts.size() == 1 && parts[0].worker == worker.id && parts[0].devices.size() == 1 &&
-         parts[0].devices[0] == device.index &&
-         Shares(device, job.occupant.shares, job.occupant.memory_bytes);
+  if (!Shares(device, job.occupant.shares, job.occupant.memory_bytes)) return false;
+  return std::any_of(job.occupant.parts.begin(), job.occupant.parts.end(), [&](const Part& part) {
+    return part.worker == worker.id &&
+           std::count(part.devices.begin(), part.devices.end(), device.index) > 0;
+  });
+}
+
+int64_t RanksOf(const Elastic& job) {
+  int64_t ranks = 0;
+  for (const Part& part : job.occupant.parts) ranks += std::ssize(part.devices);
+  return ranks;
 }
 
 // What it will have once it has done what it was asked.
@@ -20,6 +27,7 @@ int64_t SoonBytes(const Elastic& job) {
                              : job.occupant.memory_bytes;
 }
 
+// Of each rank.
 int64_t SpareBytes(const Elastic& job) {
   // A cut never reaches into the base: the others have it too.
   const int64_t least = std::max(job.least_bytes, job.occupant.base.bytes + 1);
@@ -69,7 +77,7 @@ Cuts PlanCuts(const std::vector<Worker>& workers, const std::vector<Elastic>& el
         cuts.jobs.push_back({job->occupant.job, SoonBytes(*job) - cut});
         cuts.from.push_back(job->occupant.job);
         missing -= cut;
-        taken += cut;
+        taken += RanksOf(*job) * cut;
       }
       if (missing > 0) continue;
       if (best.from.empty() || taken < best_taken) {
@@ -88,16 +96,19 @@ std::vector<Allotment> PlanRaises(std::vector<Worker> workers,
   std::vector<Allotment> raises;
   for (const Elastic& job : elastic) {
     if (job.asked_bytes > 0 || job.occupant.memory_bytes >= job.most_bytes) continue;
+    std::vector<Device*> devices;
+    int64_t more = job.most_bytes - job.occupant.memory_bytes;
     for (Worker& worker : workers) {
       for (Device& device : worker.devices) {
         if (!IsOn(job, worker, device)) continue;
-        const int64_t room = std::max<int64_t>(0, device.memory_bytes - device.UsedBytes());
-        const int64_t more = std::min(room, job.most_bytes - job.occupant.memory_bytes);
-        if (more == 0) continue;
-        device.shared_bytes += more;
-        raises.push_back({job.occupant.job, job.occupant.memory_bytes + more});
+        devices.push_back(&device);
+        more = std::min(more, std::max<int64_t>(0, device.memory_bytes - device.UsedBytes()));
       }
     }
+    // Of a device that is not there now nobody knows what it has left.
+    if (std::ssize(devices) < RanksOf(job) || more == 0) continue;
+    for (Device* device : devices) device->shared_bytes += more;
+    raises.push_back({job.occupant.job, job.occupant.memory_bytes + more});
   }
   return raises;
 }

@@ -18,8 +18,8 @@
 
 namespace lemo::scheduler {
 
-// A job of one rank that runs by a contract that may be cut. Bytes are of the rank, its base
-// included.
+// A job that runs by a contract that may be cut. Bytes are of each of its ranks, which are cut
+// alike, the base included.
 struct Elastic {
   Occupant occupant;        // memory_bytes: what it may have now, and counts with
   int64_t asked_bytes = 0;  // to come within, and not yet known to keep to; 0: nothing is under way
@@ -29,23 +29,24 @@ struct Elastic {
 
 struct Allotment {
   std::string job;
-  int64_t memory_bytes = 0;  // what it may have
+  int64_t memory_bytes = 0;  // what each of its ranks may have
 };
 
-// What must be cut for a job that waits for a busy device, on the one device where it takes least.
+// What must be cut for a job that waits for a busy device, on the one device where it takes least
+// in all, over all ranks of those that are cut.
 struct Cuts {
   std::vector<Allotment> jobs;    // to be asked now
   std::vector<std::string> from;  // all whose room it waits for, asked before or now; empty: there
                                   // is no device where enough could be cut
 };
 
-// `workers` with what their jobs have of them. None for jobs of several ranks, and for those
-// without a contract, which want a device for themselves.
+// `workers` with what their jobs have of them. None for a job of several ranks, nor for one without
+// a contract, which wants a device for itself.
 Cuts PlanCuts(const std::vector<Worker>& workers, const std::vector<Elastic>& elastic,
               const Request& request);
 
-// What is given back when nobody waits: each in turn, as much as its device has left. Those that
-// are being cut come later.
+// What is given back when nobody waits: each in turn, as much as all its devices have left. Those
+// that are being cut come later.
 std::vector<Allotment> PlanRaises(std::vector<Worker> workers, const std::vector<Elastic>& elastic);
 
 }  // namespace lemo::scheduler

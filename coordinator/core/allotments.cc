@@ -4,6 +4,9 @@
 // to it. A raise counts at once. So that a step can be told to belong to the one or the other, a
 // job is cut only when its last step was computed with what it has now: the numbers that steps tell
 // after that are this one, and then the one that is asked.
+//
+// All bytes are of one rank. A gang is held to what its lead was told, and tells of the rank that
+// has most.
 #include <algorithm>
 #include <utility>
 
@@ -48,8 +51,8 @@ scheduler::Elastic ElasticOf(const Job& job) {
 bool CanBeCut(const Job& job) {
   const lemo::v1::StepMemory& memory = job.progress().memory();
   return job.state() == Job::RUNNING && job.reason_code() != Job::STOPPING && job.has_contract() &&
-         job.spec().plan().elastic() && job.nodes_size() == 1 && job.nodes(0).devices_size() == 1 &&
-         memory.least_bytes() > 0 && job.allotment().asked_bytes() == 0 &&
+         job.spec().plan().elastic() && memory.least_bytes() > 0 &&
+         job.allotment().asked_bytes() == 0 &&
          memory.budget_bytes() == BudgetOf(job, AllottedBytes(job));
 }
 

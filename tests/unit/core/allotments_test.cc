@@ -21,32 +21,36 @@ using Change = lemo::v1::ContractChange;
 class AllotmentTest : public CoreTest {
  protected:
   void ConnectWithMemory(int64_t session, int64_t bytes,
-                         std::vector<std::pair<std::string, int>> attempts = {}) {
+                         std::vector<std::pair<std::string, int>> attempts = {}, int devices = 1) {
     AgentConnected event;
     event.session = session;
     event.hello.set_worker(kWorker);
-    lemo::v1::Device& device = *event.hello.add_devices();
-    device.set_kind(lemo::v1::Device::CPU);
-    device.set_memory_bytes(bytes);
+    for (int i = 0; i < devices; ++i) {
+      lemo::v1::Device& device = *event.hello.add_devices();
+      device.set_index(i);
+      device.set_kind(lemo::v1::Device::CPU);
+      device.set_memory_bytes(bytes);
+    }
     for (const auto& [job, attempt] : attempts) {
       *event.hello.add_attempts()->mutable_id() = Id(attempt, job);
     }
     Do(event);
   }
-  // Accepted under a contract of so many bytes.
+  // Accepted under a contract of so many bytes a rank.
   void Contracted(const std::string& job, int64_t bytes, bool elastic = false,
-                  int64_t min_bytes = 0, int64_t own_bound = 0) {
+                  int64_t min_bytes = 0, int64_t own_bound = 0, int ranks = 1) {
     Submitted event;
     event.record.job.set_name(job);
     lemo::v1::JobSpec& spec = *event.record.job.mutable_spec();
     spec.mutable_plan();
     if (elastic) spec.mutable_plan()->set_elastic(true);
     if (min_bytes > 0) spec.mutable_plan()->set_min_memory_bytes(min_bytes);
+    if (ranks > 1) spec.mutable_resources()->set_ranks(ranks);
     if (own_bound > 0) spec.mutable_run()->mutable_memory()->set_budget_bytes(own_bound);
     ASSERT_TRUE(Ask(event).ok());
     lemo::v1::Contract contract;
     contract.set_memory_bytes(bytes);
-    contract.mutable_offer()->set_ranks(1);
+    contract.mutable_offer()->set_ranks(ranks);
     contract.mutable_offer()->set_device("cpu");
     contract.mutable_offer()->mutable_high()->set_total(bytes);
     Do(Validated{job, std::nullopt, 0, contract});
@@ -123,6 +127,30 @@ TEST_F(AllotmentTest, ANeighbourStartsWhenTheCutIsKept) {
   EXPECT_THAT(Budgets(), ElementsAre(200 * kMiB));
   EXPECT_EQ(Stored().allotment().memory_bytes(), 200 * kMiB);
   EXPECT_THAT(Changes(), ElementsAre(Change::CUT, Change::WITHIN, Change::RAISED));
+}
+
+// Both ranks keep to a cut that is made for a neighbour of one of them.
+TEST_F(AllotmentTest, OfAGangIsOfEachRank) {
+  ConnectWithMemory(1, 250 * kMiB, {}, 2);
+  Contracted(kJob, 200 * kMiB, true, 0, 0, /*ranks=*/2);
+  Started(1, 1);
+  Step(1, 200 * kMiB, 180 * kMiB, 80 * kMiB);
+  ASSERT_THAT(Stored().nodes(0).devices(), ElementsAre(0, 1));
+  Contracted(kOther, 100 * kMiB);
+  EXPECT_THAT(Budgets(), ElementsAre(150 * kMiB));
+  Contracted("jobs/3", 100 * kMiB);
+  Step(2, 150 * kMiB, 140 * kMiB, 80 * kMiB);
+  // The room is there beside either.
+  EXPECT_EQ(State(kOther), Job::STARTING);
+  EXPECT_EQ(State("jobs/3"), Job::STARTING);
+  EXPECT_NE(Stored(kOther).nodes(0).devices(0), Stored("jobs/3").nodes(0).devices(0));
+  // One neighbour leaves, the other stays: nothing comes back.
+  Started(1, 1, kOther);
+  Leaves(kOther);
+  EXPECT_THAT(Budgets(), IsEmpty());
+  Started(1, 1, "jobs/3");
+  Leaves("jobs/3");
+  EXPECT_THAT(Budgets(), ElementsAre(200 * kMiB));
 }
 
 TEST_F(AllotmentTest, IsNeverBelowWhatTheRunOrItsOwnerAllows) {

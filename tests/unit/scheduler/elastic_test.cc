@@ -103,6 +103,19 @@ TEST(Cuts, AreMadeOnTheDeviceWhereLeastIsMissing) {
               ElementsAre("y"));
 }
 
+// Every rank gives what the one beside the job that waits gives, so that cutting a gang takes more.
+TEST(Cuts, OfAGangAreOfEachRank) {
+  std::vector<Elastic> jobs = {Runs("x", 6 * kGiB, kGiB, 6 * kGiB)};
+  jobs[0].occupant.parts = {{"a", {0}}, {"b", {0}}};
+  std::vector<Worker> workers = {OneDevice(8 * kGiB, "a"), OneDevice(6 * kGiB, "b")};
+  EXPECT_EQ(Asked(PlanCuts(With(workers, jobs), jobs, Wants(3 * kGiB)).jobs),
+            (std::map<std::string, int64_t>{{"x", 5 * kGiB}}));
+  jobs.push_back(Runs("y", 7 * kGiB, kGiB, 7 * kGiB, "c"));
+  workers.push_back(OneDevice(8 * kGiB + 1, "c"));
+  EXPECT_EQ(Asked(PlanCuts(With(workers, jobs), jobs, Wants(3 * kGiB)).jobs),
+            (std::map<std::string, int64_t>{{"y", 5 * kGiB + 1}}));
+}
+
 TEST(Cuts, CountABaseOnce) {
   std::vector<Elastic> jobs = {Runs("x", 7 * kGiB, 5 * kGiB, 7 * kGiB)};
   jobs[0].occupant.base = {"m", 4 * kGiB};
@@ -135,6 +148,17 @@ TEST(Raises, GiveBackWhatThereIs) {
   jobs[0].asked_bytes = kGiB;
   EXPECT_EQ(Asked(PlanRaises(With({OneDevice(10 * kGiB)}, jobs), jobs)),
             (std::map<std::string, int64_t>{{"y", 4 * kGiB}}));
+}
+
+// As much as the device has that has least left.
+TEST(Raises, OfAGangAreOfEachRank) {
+  std::vector<Elastic> jobs = {Runs("x", 2 * kGiB, kGiB, 9 * kGiB)};
+  jobs[0].occupant.parts = {{"a", {0}}, {"b", {0}}};
+  const std::vector<Worker> workers = {OneDevice(8 * kGiB, "a"), OneDevice(3 * kGiB, "b")};
+  EXPECT_EQ(Asked(PlanRaises(With(workers, jobs), jobs)),
+            (std::map<std::string, int64_t>{{"x", 3 * kGiB}}));
+  // Of a worker that is away nobody knows what its device has left.
+  EXPECT_THAT(PlanRaises(With({OneDevice(20 * kGiB, "a")}, jobs), jobs), IsEmpty());
 }
 
 // Whatever is cut and raised, jobs are between their least and their most, what waits fits once all

@@ -373,11 +373,21 @@ void MemoryGovernor::Tell(int64_t step, const Change& change) {
 
 void MemoryGovernor::Done(int64_t step, double seconds, lemo::v1::StepEvent* event) {
   const int64_t peak = device_.is_cpu() ? TakeWindowPeak() : DevicePeakBytes(device_);
+  // Of the rank that has most: all are held to one budget.
+  int64_t told[] = {predicted_bytes_, peak, Held() + least_need_ + unforeseen_};
+  if (!gang_.alone()) {
+    const std::vector<double> own(std::begin(told), std::end(told));
+    for (const std::vector<double>& rank : gang_.Everyones(own)) {
+      for (size_t i = 0; i < rank.size(); ++i) {
+        told[i] = std::max(told[i], static_cast<int64_t>(rank[i]));
+      }
+    }
+  }
   lemo::v1::StepMemory* memory = event->mutable_memory();
   memory->set_budget_bytes(budget_);
-  memory->set_predicted_bytes(predicted_bytes_);
-  memory->set_peak_bytes(peak);
-  memory->set_least_bytes(Held() + least_need_ + unforeseen_);
+  memory->set_predicted_bytes(told[0]);
+  memory->set_peak_bytes(told[1]);
+  memory->set_least_bytes(told[2]);
   // The first step has what later ones do not: libraries that warm up, memory that is new.
   if (std::exchange(warmed_up_, true)) {
     measured_.push_back({work_, seconds});
