@@ -13,6 +13,8 @@
 #include "absl/strings/str_format.h"
 #include "worker/train/calibrate/calibrate.h"
 #include "worker/train/data/preview.h"
+#include "worker/train/loop/evaluate_only.h"
+#include "worker/train/loop/inputs.h"
 #include "worker/train/loop/plan_run.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/signals.h"

@@ -17,6 +17,9 @@ struct EvalRows {
   std::vector<int32_t> document;  // number in the evaluation, from 0
 };
 
+// The file of a run's output directory.
+inline constexpr const char* kEvalRows = "eval-rows.safetensors";
+
 // Writes tensors `loss` (F32), `hit` (U8), `position`, `document` (I32), each [rows], whole or not
 // at all.
 absl::Status WriteEvalRows(const EvalRows& rows, const std::filesystem::path& path);

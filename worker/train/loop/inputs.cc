@@ -1,7 +1,9 @@
 #include "worker/train/loop/inputs.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -146,6 +148,20 @@ absl::Status OpenData(Inputs* inputs, const std::string& cache_dir, bool want_tr
   };
   if (want_train) LEMO_RETURN_IF_ERROR(open(data.train(), "data.train", &inputs->train));
   return open(data.eval(), "data.eval", &inputs->eval);
+}
+
+std::string ExistingCache(const lemo::v1::RunSpec& spec) {
+  std::error_code ignored;
+  return std::filesystem::is_directory(spec.data().cache_dir(), ignored) ? spec.data().cache_dir()
+                                                                         : "";
+}
+
+absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations* violations) {
+  inputs->spec = spec;
+  OpenModel(inputs, violations);
+  if (!inputs->text) return violations->ToStatus();
+  LEMO_RETURN_IF_ERROR(OpenData(inputs, ExistingCache(spec), /*want_train=*/true, violations));
+  return violations->ToStatus();
 }
 
 absl::Status InField(const std::string& field, const absl::Status& status) {

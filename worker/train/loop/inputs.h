@@ -32,6 +32,13 @@ void OpenModel(Inputs* inputs, Violations* violations);
 absl::Status OpenData(Inputs* inputs, const std::string& cache_dir, bool want_train,
                       Violations* violations);
 
+// Where a command that makes no result keeps tokenised data: it uses a cache that is there, and
+// makes none. Empty for nowhere.
+std::string ExistingCache(const lemo::v1::RunSpec& spec);
+
+// OpenModel and OpenData for such a command; writes nothing.
+absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations* violations);
+
 // An error with the field of the spec that it comes from, which it need not name yet.
 absl::Status InField(const std::string& field, const absl::Status& status);
 

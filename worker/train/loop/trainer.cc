@@ -1,7 +1,5 @@
 #include "worker/train/loop/trainer.h"
 
-#include <torch/version.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -17,12 +15,14 @@
 #include "worker/train/loop/device.h"
 #include "worker/train/loop/engine.h"
 #include "worker/train/loop/eval_rows.h"
+#include "worker/train/loop/inputs.h"
 #include "worker/train/loop/memory_governor.h"
 #include "worker/train/loop/peak_bytes.h"
 #include "worker/train/loop/plan_run.h"
 #include "worker/train/loop/predictor_run.h"
 #include "worker/train/loop/publisher.h"
 #include "worker/train/loop/reporter.h"
+#include "worker/train/loop/run_facts.h"
 #include "worker/train/loop/run_identity.h"
 #include "worker/train/loop/run_predictor.h"
 #include "worker/train/loop/run_state.h"
@@ -45,7 +45,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr const char* kCheckpoints = "checkpoints";
-constexpr const char* kEvalRows = "eval-rows.safetensors";
 constexpr const char* kBlockScores = "block-scores.safetensors";
 // Steps of a run whose kept blocks are told.
 constexpr int64_t kSelectionsShown = 8;
@@ -60,25 +59,6 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-lemo::v1::PeakBytes PeakByCategory(const Engine& engine, at::Device device) {
-  lemo::v1::PeakBytes peak = PeakBytesOf(device);
-  if (!device.is_cpu()) {
-    // What was sized beforehand is known without the allocator.
-    peak.set_weights(engine.weights().OwnedBytes());
-    peak.set_saved_activations(engine.tape().arena_bytes());
-  }
-  peak.set_base(engine.weights().MappedBytes());
-  return peak;
-}
-
-// Where a command that makes no result keeps tokenised data: it uses a cache that is there, and
-// makes none.
-std::string ExistingCache(const lemo::v1::RunSpec& spec) {
-  std::error_code ignored;
-  return std::filesystem::is_directory(spec.data().cache_dir(), ignored) ? spec.data().cache_dir()
-                                                                         : "";
-}
-
 // The first rows of a held-out document (of the training data when nothing is held out).
 MicroBatch HeldOutRows(const Inputs& inputs, int64_t max_rows) {
   const Dataset& data = inputs.eval ? *inputs.eval : *inputs.train;
@@ -91,44 +71,6 @@ MicroBatch HeldOutRows(const Inputs& inputs, int64_t max_rows) {
   for (size_t i = 0; i < rows; ++i) batch.positions.push_back(static_cast<int32_t>(i));
   batch.document_starts = {0, static_cast<int32_t>(rows)};
   return batch;
-}
-
-void AddDataFacts(const Dataset& data, const std::string& role, ReportFacts* facts) {
-  // Counts are kept for the whole list of files.
-  const DataCounts& counts = data.counts();
-  ReportDataFile file;
-  file.role = role;
-  for (int64_t i = 0; i < counts.files; ++i) {
-    absl::StrAppend(&file.path, i == 0 ? "" : ", ", data.path(i));
-  }
-  file.rows = counts.rows;
-  file.sequences = counts.documents;
-  file.tokens = counts.tokens;
-  file.labelled_tokens = counts.labels;
-  file.truncated_rows = counts.rows_truncated;
-  file.split_rows = counts.rows_split;
-  file.dropped_rows = counts.rows_dropped;
-  facts->data.push_back(std::move(file));
-}
-
-ReportFacts MakeFacts(const Inputs& inputs, Engine& engine, const Compute& compute) {
-  ReportFacts facts;
-  facts.spec = inputs.spec;
-  facts.family = inputs.config.family;
-  facts.architecture = inputs.config.architecture;
-  facts.parameters = engine.parameters();
-  facts.trainable_parameters = CountParameters(engine.trainables());
-  for (const Trainable& trainable : engine.trainables()) {
-    facts.trainable_tensors.push_back(trainable.name);
-  }
-  facts.device = compute.device.str();
-  facts.compute_type = TypeName(compute.type);
-  AddDataFacts(*inputs.train, "train", &facts);
-  if (inputs.eval) AddDataFacts(*inputs.eval, "eval", &facts);
-  facts.tokenizer_sha256 = inputs.text->tokenizer_hash();
-  if (inputs.text->chat_template()) facts.template_sha256 = inputs.text->chat_template()->hash();
-  facts.versions = {{"lemo", kLemoVersion}, {"torch", TORCH_VERSION}, {"compiler", __VERSION__}};
-  return facts;
 }
 
 using NextBatch = std::function<std::optional<MicroBatch>()>;
@@ -862,67 +804,6 @@ class Run {
 absl::Status Train(const RunOptions& options, const lemo::v1::RunSpec& spec, Gang& gang,
                    EventSink& sink, Violations* violations) {
   return Run(options, gang, sink, violations).Go(spec);
-}
-
-absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations* violations) {
-  inputs->spec = spec;
-  OpenModel(inputs, violations);
-  if (!inputs->text) return violations->ToStatus();
-  LEMO_RETURN_IF_ERROR(OpenData(inputs, ExistingCache(spec), /*want_train=*/true, violations));
-  return violations->ToStatus();
-}
-
-absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violations* violations) {
-  Reporter reporter(sink);
-  reporter.Phase("validate");
-  LEMO_ASSIGN_OR_RETURN(const Compute compute,
-                        ChooseCompute(spec.device(), spec.model().compute_type()));
-  Inputs inputs;
-  inputs.spec = spec;
-  OpenModel(&inputs, violations);
-  LEMO_RETURN_IF_ERROR(violations->ToStatus());
-  reporter.Phase("tokenize");
-  LEMO_RETURN_IF_ERROR(OpenData(&inputs, ExistingCache(spec), /*want_train=*/false, violations));
-  LEMO_RETURN_IF_ERROR(violations->ToStatus());
-  if (compute.device.is_cpu()) SetMemoryLimit(spec.memory().budget_bytes());
-  EvalBatches batches(&*inputs.eval, inputs.spec.train().micro_batch_tokens(),
-                      inputs.spec.eval().max_sequences());
-  if (spec.eval().sparse()) {
-    const EmitEvent emit = [&reporter](RunEvent event) { reporter.Emit(std::move(event)); };
-    LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, emit, &inputs));
-  } else {
-    inputs.spec.clear_tokens();  // all rows: nothing ranks blocks
-  }
-  reporter.Phase("load", absl::StrCat(spec.model().path(), ", computing in ", compute.reason,
-                                      " on ", compute.device.str()));
-  LEMO_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Engine> engine,
-      Engine::Create(inputs.spec, inputs.config, compute, batches.MaxMicroBatchRows()));
-  reporter.Phase("evaluate");
-  const bool rows = spec.eval().write_rows();
-  const EvalResult eval = engine->Evaluate([&batches] { return batches.Next(); },
-                                           {.sparse = spec.eval().sparse(), .rows = rows});
-  if (rows) {
-    const std::filesystem::path dir = spec.output().dir();
-    std::error_code ignored;  // writing says what is wrong
-    std::filesystem::create_directories(dir, ignored);
-    LEMO_RETURN_IF_ERROR(InField("output.dir", WriteEvalRows(eval.rows, dir / kEvalRows)));
-  }
-  reporter.Eval(0, eval, false);
-  RunEvent event;
-  lemo::v1::ResultEvent* result = event.mutable_result();
-  result->set_train_loss(kNan);
-  result->set_eval_loss_before(eval.Loss());
-  result->set_eval_loss(eval.Loss());
-  result->set_perplexity_before(std::exp(eval.Loss()));
-  result->set_perplexity(std::exp(eval.Loss()));
-  result->set_labelled_tokens(eval.sums.labelled);
-  result->set_seconds(eval.seconds);
-  result->set_tokens_per_second(static_cast<double>(eval.sums.labelled) / eval.seconds);
-  *result->mutable_peak_bytes() = PeakByCategory(*engine, compute.device);
-  result->set_publish_max_logit_difference(kNan);
-  reporter.Emit(std::move(event));
-  return absl::OkStatus();
 }
 
 }  // namespace lemo::train

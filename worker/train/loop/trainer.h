@@ -3,7 +3,7 @@
 
 #include "absl/status/status.h"
 #include "common/violations.h"
-#include "worker/train/loop/inputs.h"
+#include "lemo/v1/run_spec.pb.h"
 #include "worker/train/parallel/gang.h"
 #include "worker/train/report/event_sink.h"
 #include "worker/train/spec/run_options.h"
@@ -20,13 +20,5 @@ namespace lemo::train {
 // it.
 absl::Status Train(const RunOptions& options, const lemo::v1::RunSpec& spec, Gang& gang,
                    EventSink& sink, Violations* violations);
-
-// Evaluates the model as the spec makes it (with init_from: that adapter) and reports `eval` and
-// `result`.
-absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violations* violations);
-
-// Reads and checks the model's config and tokenizer and all data, and writes nothing. `inputs`
-// receives them.
-absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations* violations);
 
 }  // namespace lemo::train
