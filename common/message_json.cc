@@ -12,6 +12,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/files.h"
+#include "common/status_macros.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/timestamp.pb.h"
 #include "google/protobuf/util/time_util.h"
@@ -495,6 +497,21 @@ void MessageReader::ReadValue(const LocatedJson& json, const std::string& path,
       fault = "has a type that run specs do not use";
   }
   if (!fault.empty()) Fault(path, json.line, std::move(fault));
+}
+
+absl::Status ReadMessageFile(const std::filesystem::path& path, int64_t bytes_max,
+                             Message* message) {
+  LEMO_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, bytes_max));
+  JsonFault fault;
+  const std::optional<LocatedJson> root = ParseLocatedJson(text, &fault);
+  if (!root) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path.string(), ":", fault.line, ": ", fault.reason));
+  }
+  Violations violations;
+  MessageReader(path.string(), message->GetDescriptor(), &violations)
+      .ReadMessage(*root, "", message);
+  return violations.ToStatus();
 }
 
 }  // namespace lemo

@@ -5,8 +5,11 @@
 // and leaves out what is zero; hence these two.
 #pragma once
 
+#include <cstdint>
+#include <filesystem>
 #include <string>
 
+#include "absl/status/status.h"
 #include "common/located_json.h"
 #include "common/violations.h"
 #include "google/protobuf/message.h"
@@ -72,6 +75,11 @@ class MessageReader {
   const google::protobuf::Descriptor* const root_;
   Violations* const violations_;
 };
+
+// Reads a file of `bytes_max` bytes at most, written by a program. NotFound without one;
+// InvalidArgument, with file, line and fault, for one that is something else.
+absl::Status ReadMessageFile(const std::filesystem::path& path, int64_t bytes_max,
+                             google::protobuf::Message* message);
 
 // "train" + "steps" -> "train.steps".
 std::string JoinPath(const std::string& path, const std::string& name);

@@ -227,6 +227,8 @@ class Core {
   // Jobs that wait for a placement, in order.
   std::vector<const JobRecord*> Queue() const;
   std::vector<lemo::v1::Worker> Workers() const;
+  // What those that are known have said last of themselves.
+  std::vector<const lemo::v1::Hello*> Hellos() const;
   // What runs and waits, and for how long it is expected to.
   scheduler::Outlook MakeOutlook() const;
   // Names of files that jobs need which have not ended.

@@ -271,6 +271,12 @@ bool Core::AcceptsJobs(const std::string& name, const WorkerEntry& worker) const
          cordoned_.count(name) == 0;
 }
 
+std::vector<const lemo::v1::Hello*> Core::Hellos() const {
+  std::vector<const lemo::v1::Hello*> hellos;
+  for (const auto& [name, entry] : workers_) hellos.push_back(&entry.hello);
+  return hellos;
+}
+
 std::vector<lemo::v1::Worker> Core::Workers() const {
   std::vector<lemo::v1::Worker> workers;
   for (const auto& [name, entry] : workers_) {

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
 #include "coordinator/core/contract.h"
+#include "coordinator/core/planned_devices.h"
 
 namespace lemo::coordinator {
 namespace {
@@ -320,6 +321,11 @@ void Cluster::AddTimes(const JobRecord& record, lemo::v1::PlanResult* plan) cons
     outlook = core_->MakeOutlook();
   }
   coordinator::AddTimes(scheduler_, outlook, record, absl::Now(), plan);
+}
+
+lemo::v1::PlanOptions Cluster::PlannedDevices() const {
+  const std::lock_guard lock(core_mutex_);
+  return coordinator::PlannedDevices(core_->Hellos());
 }
 
 bool Cluster::UsesFile(const std::string& file) const {

@@ -292,13 +292,16 @@ Finding Validator::Examine(const JobRecord& record, const std::string& key) {
 
 Verdict Validator::MakePlan(const JobRecord& record, const std::string& key,
                             lemo::v1::PlanResult* plan) {
+  const lemo::v1::PlanOptions devices =
+      options_.devices ? options_.devices() : lemo::v1::PlanOptions();
   lemo::v1::PlanOptions options;
   // Once more when another plan has meanwhile measured the device that this one measured too.
   for (int round = 0;; ++round) {
     {
       const std::lock_guard lock(rates_mutex_);
       LoadRates();
-      options = rates_;
+      options = devices;
+      options.MergeFrom(rates_);
     }
     if (options_.history) {
       for (lemo::v1::RunTime& run : options_.history()) *options.add_history() = std::move(run);
@@ -311,7 +314,11 @@ Verdict Validator::MakePlan(const JobRecord& record, const std::string& key,
       return Fault(lemo::v1::Failure::SYSTEM_ERROR,
                    "the plan is not understood: " + std::string(read.message()));
     }
-    if (!KeepRates(plan->rates()) || round == 1) break;
+    const bool is_workers =
+        std::any_of(devices.rates().begin(), devices.rates().end(), [plan](const auto& rates) {
+          return google::protobuf::util::MessageDifferencer::Equals(rates, plan->rates());
+        });
+    if (is_workers || !KeepRates(plan->rates()) || round == 1) break;
   }
   if (options_.add_times) options_.add_times(record, plan);
   return std::nullopt;

@@ -35,12 +35,15 @@ struct ValidatorOptions {
   // again after this pause, and so on with doubled pauses, so many times.
   absl::Duration retry_pause = absl::Milliseconds(500);
   int retries = 8;
-  // Where the rates are kept that a plan measured: later ones use them, so that offers and their
-  // ids stay the same. Read again when somebody else has written it (`lemo-train calibrate`);
+  // Where the rates are kept that a plan measured here: later ones use them, so that offers and
+  // their ids stay the same. Read again when somebody else has written it (`lemo-train calibrate`);
   // removing it has them measured anew. Empty: in memory alone.
   std::string rates_file;
   // What finished runs tell of the planner's times, newest first. May be null.
   std::function<std::vector<lemo::v1::RunTime>()> history;
+  // What workers tell of their devices (core/planned_devices.h); their rates come before those
+  // of the file. May be null.
+  std::function<lemo::v1::PlanOptions()> devices;
   // Adds to a plan what only the cluster knows (core/contract.h, AddTimes). May be null.
   std::function<void(const JobRecord&, lemo::v1::PlanResult*)> add_times;
   // Told how each plan ended (`lemo_offers_total`). May be null.

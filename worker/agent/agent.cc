@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/shared_files.h"
 #include "common/status_macros.h"
+#include "worker/agent/calibration.h"
 #include "worker/agent/uplink.h"
 
 namespace lemo::agent {
@@ -170,7 +171,9 @@ void Agent::Connect() {
   hello.set_host_memory_bytes(host_memory_bytes_);
   if (node_server_ != nullptr) *hello.mutable_endpoint() = Endpoint();
   for (const LocalDevice& device : devices_) *hello.add_devices() = device.info;
-  // Looked for anew each time, so that a new model is known after a short break of the stream.
+  // Looked for anew each time, so that a new model is known after a short break of the stream, and
+  // new rates likewise. Without them times are those of the coordinator's machine.
+  *hello.mutable_rates() = KnownRates().rates();
   for (std::string& path : FindModels(options_.model_roots)) {
     hello.add_model_paths(std::move(path));
   }

@@ -15,6 +15,7 @@
 #include "common/message_json.h"
 #include "common/status_macros.h"
 #include "worker/agent/daemon_call.h"
+#include "worker/agent/devices.h"
 #include "worker/agent/gang_command.h"
 #include "worker/agent/process_info.h"
 #include "worker/agent/rank_runner.h"
@@ -389,8 +390,7 @@ absl::Status Attempt::Launch(GangCommand command, const fs::path& log) {
   // Jobs that share the CPU get a share of its cores each, unless the operator has said otherwise.
   if (const int sharing = context_.options->cpu_devices;
       device_ == "cpu" && sharing > 1 && ::getenv("OMP_NUM_THREADS") == nullptr) {
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    options.environment.push_back(absl::StrCat("OMP_NUM_THREADS=", std::max(1, cores / sharing)));
+    options.environment.push_back(absl::StrCat("OMP_NUM_THREADS=", ThreadsOfCpu(sharing)));
   }
   // Who shares the CPU, be it one device of it by contract, does not spin: that would take the
   // others' share.

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <thread>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -102,6 +104,14 @@ absl::StatusOr<std::vector<LocalDevice>> ParseNvidiaSmi(std::string_view text, i
   return devices;
 }
 
+int ThreadsOfCpu(int cpu_devices) {
+  int threads = 0;
+  const char* wanted = std::getenv("OMP_NUM_THREADS");
+  if (wanted != nullptr && absl::SimpleAtoi(wanted, &threads) && threads > 0) return threads;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, cores / std::max(1, cpu_devices));
+}
+
 std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes) {
   std::vector<LocalDevice> devices;
   const std::string model = CpuModel();
@@ -112,6 +122,7 @@ std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_mem
     device.info.set_model(model);
     device.info.set_memory_bytes(cpu_memory_bytes / cpu_devices);
     device.info.set_shares_bases(true);
+    device.info.set_threads(ThreadsOfCpu(cpu_devices));
     device.train_name = "cpu";
     devices.push_back(std::move(device));
   }

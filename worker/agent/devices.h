@@ -19,9 +19,13 @@ struct LocalDevice {
   std::string train_name;
 };
 
-// CPU devices first, each with an equal share of `cpu_memory_bytes`, then CUDA devices. Runs
-// nvidia-smi when `cuda` is set and the program exists.
+// CPU devices first, each with an equal share of `cpu_memory_bytes` and of the cores
+// (ThreadsOfCpu), then CUDA devices. Runs nvidia-smi when `cuda` is set and the program exists.
 std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes);
+
+// That a rank alone on one of so many CPU devices computes with: OMP_NUM_THREADS, else its share of
+// the cores.
+int ThreadsOfCpu(int cpu_devices);
 
 // What `nvidia-smi --query-gpu=index,name,memory.total --format=csv,noheader,nounits` prints, as
 // devices from list index `first` on. Lines that are not understood are InvalidArgument.

@@ -13,6 +13,7 @@
 
 #include "common/metrics_server.h"
 #include "worker/agent/agent.h"
+#include "worker/agent/calibration.h"
 #include "worker/agent/daemon_call.h"
 #include "worker/agent/metrics.h"
 #include "worker/agent/options.h"
@@ -77,6 +78,12 @@ int Main(const std::vector<std::string>& args) {
   ::signal(SIGXFSZ, SIG_IGN);  // a file that is too large is an error to handle, as a full disk
   // What a rank starts and leaves behind becomes this process's child, which reaps it.
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  if (command.options.calibrate) {
+    if (const absl::Status done = CalibrateOnce(command.options); !done.ok()) {
+      std::cerr << "lemo-worker: " << done.message() << "\n";
+      return 4;
+    }
+  }
   auto watchdog = Watchdog::Start();
   if (!watchdog.ok()) {
     std::cerr << "lemo-worker: " << watchdog.status().message() << "\n";

@@ -165,6 +165,9 @@ CommandLine ParseCommandLine(const std::vector<std::string>& args, const fs::pat
                  "Whether to offer CUDA devices: auto (those that nvidia-smi lists), none")
       ->check(CLI::IsMember({"auto", "none"}))
       ->capture_default_str();
+  app.add_flag("--calibrate", options.calibrate,
+               "Measure first what the CPU does, for the times of offers, unless this version has "
+               "done so (as `lemo-train calibrate`)");
   app.add_option("--model-root", options.model_roots,
                  "A directory under which base models lie: jobs whose model is here come to this "
                  "worker first, others are fetched; may be repeated")

@@ -17,6 +17,7 @@ struct AgentOptions {
   std::filesystem::path program;  // lemo-worker itself
   int cpu_devices = 1;
   bool cuda = true;          // look for CUDA devices
+  bool calibrate = false;    // the CPU, if that was not done yet
   int64_t memory_bytes = 0;  // that jobs on the CPU may have; 0: all of the host
   std::vector<std::filesystem::path> model_roots;
   std::filesystem::path bases;   // absolute: frozen weights that jobs have once between them

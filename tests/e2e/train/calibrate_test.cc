@@ -138,6 +138,40 @@ TEST(Calibrate, PlansAndRunsStandOnIt) {
   EXPECT_EQ(later.at("history").size(), 2u);
 }
 
+// A coordinator plans for workers that are other machines: with their rates, and bytes for as many
+// threads as the one with most has.
+TEST(Calibrate, PlansForAnotherMachine) {
+  const Workspace workspace;
+  const ScopedRatesFile own((workspace.path() / "rates.json").string());
+  ASSERT_EQ(Calibrate(workspace).exit_code, 0);
+  const json spec = Workspace::Spec();
+  const auto plan_for = [&](const json& device, const json& rates) {
+    json options = {{"device", device}};
+    if (!rates.is_null()) options["rates"] = {rates};
+    workspace.Write("options.json", options.dump());
+    const Outcome plan =
+        workspace.Run(spec, {"--plan", "--json", "--plan-options", "options.json"});
+    EXPECT_EQ(plan.exit_code, 0) << plan.err;
+    return json::parse(plan.out);
+  };
+  const json here = plan_for(json::object(), nullptr);
+  json rates = FileOf(workspace, "rates.json").at("rates")[0];
+  rates["threads"] = 77;
+  rates["products"] = rates.at("products").get<double>() / 2;
+  const json device = {{"threads", 77}, {"most_threads", 99}, {"source", "workers/a (far)"}};
+  const json there = plan_for(device, rates);
+  EXPECT_EQ(there.at("rates"), rates);
+  EXPECT_THAT(there.at("notes").dump(), HasSubstr("times are those of workers/a (far)"));
+  // Scratch of attention, of every thread.
+  EXPECT_GT(there.at("offers")[0].at("high").at("transient").get<int64_t>(),
+            here.at("offers")[0].at("high").at("transient").get<int64_t>());
+  // One that nobody calibrated in this type has this machine's times, and the plan says so.
+  const json unknown = plan_for(device, nullptr);
+  EXPECT_EQ(unknown.at("rates"), here.at("rates"));
+  EXPECT_THAT(unknown.at("notes").dump(),
+              HasSubstr("workers/a (far) is not calibrated in float32"));
+}
+
 TEST(Calibrate, RatesOfAnotherVersionAreNotUsed) {
   const Workspace workspace;
   const ScopedRatesFile own((workspace.path() / "rates.json").string());

@@ -4,12 +4,14 @@
 
 #include <poll.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 
 #include "nlohmann/json.hpp"
 #include "tests/integration/agent/harness.h"
+#include "worker/agent/devices.h"
 
 namespace lemo::agent {
 namespace {
@@ -24,12 +26,19 @@ using testing::Not;
 class Run : public AgentTest {};
 
 TEST_F(Run, SaysHelloWithWhatItHas) {
+  const fs::path rates = directory_ / "rates.json";
+  std::ofstream(rates) << R"({"rates": [{"type": "cpu", "products": 5.0}]})";
+  ::setenv("LEMO_RATES", rates.c_str(), /*overwrite=*/1);
   StartAgent();
   const lemo::v1::Hello hello = coordinator_.WaitForHello(1);
+  ::setenv("LEMO_RATES", "", /*overwrite=*/1);
   EXPECT_EQ(hello.worker(), agent_->worker());
   EXPECT_EQ(hello.host(), "test");
   ASSERT_EQ(hello.devices_size(), 1);
   EXPECT_EQ(hello.devices(0).kind(), lemo::v1::Device::CPU);
+  EXPECT_EQ(hello.devices(0).threads(), ThreadsOfCpu(1));
+  ASSERT_EQ(hello.rates_size(), 1);
+  EXPECT_EQ(hello.rates(0).products(), 5);
   EXPECT_EQ(hello.devices(0).memory_bytes(), hello.host_memory_bytes());
   EXPECT_GT(hello.host_memory_bytes(), 0);
   ASSERT_EQ(hello.model_paths_size(), 1);

@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <string>
+#include <thread>
+
 #include "tests/unit/agent/scratch.h"
 
 namespace lemo::agent {
@@ -18,10 +22,24 @@ TEST(Devices, ShareTheMemoryOfTheHost) {
     EXPECT_EQ(devices[i].info.kind(), lemo::v1::Device::CPU);
     EXPECT_EQ(devices[i].info.memory_bytes(), 250);
     EXPECT_TRUE(devices[i].info.shares_bases());
+    EXPECT_EQ(devices[i].info.threads(), ThreadsOfCpu(4));
     EXPECT_EQ(devices[i].train_name, "cpu");
   }
   EXPECT_TRUE(ListDevices(0, false, 1000).empty());
   EXPECT_GT(HostMemoryBytes(), 0);
+}
+
+TEST(Devices, ShareTheCoresUnlessTheOperatorSaysOtherwise) {
+  const char* const set = std::getenv("OMP_NUM_THREADS");
+  const std::string before = set == nullptr ? "" : set;
+  ::setenv("OMP_NUM_THREADS", "3", /*overwrite=*/1);
+  EXPECT_EQ(ThreadsOfCpu(4), 3);
+  ::unsetenv("OMP_NUM_THREADS");
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  EXPECT_EQ(ThreadsOfCpu(1), cores);
+  EXPECT_EQ(ThreadsOfCpu(cores), 1);
+  EXPECT_EQ(ThreadsOfCpu(2 * cores), 1);
+  if (set != nullptr) ::setenv("OMP_NUM_THREADS", before.c_str(), /*overwrite=*/1);
 }
 
 TEST(Devices, ReadNvidiaSmi) {

@@ -22,21 +22,23 @@ TEST(Options, Defaults) {
   EXPECT_EQ(command.options.train, "/opt/lemo/bin/lemo-train");
   EXPECT_EQ(command.options.cpu_devices, 1);
   EXPECT_TRUE(command.options.cuda);
+  EXPECT_FALSE(command.options.calibrate);
   EXPECT_NE(command.options.host, "");
   EXPECT_EQ(command.options.version, "1.2.3");
 }
 
 TEST(Options, All) {
   const Scratch scratch;
-  const CommandLine command =
-      Parse({"--coordinator", "h:1", "--dir", "d", "--name", "n", "--train", "/t", "--cpu-devices",
-             "0", "--cuda", "none", "--model-root", scratch.path().string(), "--model-root", "/"});
+  const CommandLine command = Parse({"--coordinator", "h:1", "--dir", "d", "--name", "n", "--train",
+                                     "/t", "--cpu-devices", "0", "--cuda", "none", "--calibrate",
+                                     "--model-root", scratch.path().string(), "--model-root", "/"});
   ASSERT_FALSE(command.exit) << command.text;
   EXPECT_EQ(command.options.host, "n");
   EXPECT_TRUE(command.options.directory.is_absolute());
   EXPECT_EQ(command.options.train, "/t");
   EXPECT_EQ(command.options.cpu_devices, 0);
   EXPECT_FALSE(command.options.cuda);
+  EXPECT_TRUE(command.options.calibrate);
   EXPECT_EQ(command.options.model_roots.size(), 2u);
 }
 

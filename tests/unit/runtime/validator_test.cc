@@ -174,6 +174,29 @@ TEST_F(ValidatorTest, RatesThatSomebodyElseWroteAreTaken) {
   EXPECT_EQ(result.rates().products(), 7);
 }
 
+// Of a worker they come before those of this machine, and are not taken for its own.
+TEST_F(ValidatorTest, WorkersRatesComeFirstAndAreNotKept) {
+  ValidatorOptions options = Options(Planner(kOffer), 0);
+  lemo::v1::PlanOptions devices;
+  lemo::v1::DeviceRates& rates = *devices.add_rates();
+  rates.set_type("cpu");
+  rates.set_products(9);
+  rates.set_attention(1);
+  devices.mutable_device()->set_threads(4);
+  devices.mutable_device()->set_most_threads(64);
+  options.devices = [&devices] { return devices; };
+  JobRecord record;
+  record.job.set_name("jobs/a");
+  record.job.mutable_spec()->mutable_plan();
+  Validator validator(options, nullptr, [](const std::string&, Finding) {});
+  lemo::v1::PlanResult result;
+  EXPECT_EQ(validator.Plan(record, &result), std::nullopt);
+  EXPECT_EQ(result.rates().products(), 9);
+  EXPECT_FALSE(fs::exists(Path("rates.json")));
+  EXPECT_THAT(ReadFile(Path("asked"), 10000).value_or(""),
+              testing::HasSubstr("\"most_threads\": 64"));
+}
+
 TEST_F(ValidatorTest, APlanIsToldOfFinishedRuns) {
   ValidatorOptions options = Options(Planner(kOffer), 0);
   options.history = [] {

@@ -20,7 +20,6 @@
 #include "worker/train/data/rows.h"
 #include "worker/train/loop/predictor_run.h"
 #include "worker/train/loop/publisher.h"
-#include "worker/train/loop/trainer.h"
 #include "worker/train/plan/forecast.h"
 #include "worker/train/plan/plan_message.h"
 #include "worker/train/plan/plan_table.h"
@@ -74,11 +73,26 @@ struct KnownRates {
   std::vector<std::string> notes;
 };
 
-// Those that are given for this device and type, or that the default file has, or measured ones.
+// Those of the device that is planned for, else those that are given for this one and its type, or
+// that the default file has, or measured ones.
 KnownRates RatesOf(const Compute& compute, const lemo::v1::PlanOptions& options) {
   KnownRates known{DeviceOf(compute), {}, {}};
+  if (const lemo::v1::PlannedDevice& device = options.device(); device.threads() > 0) {
+    lemo::v1::DeviceRates wanted = known.rates;
+    wanted.set_threads(device.threads());
+    if (const auto* given = FindRates(options.rates(), wanted, kLemoVersion)) {
+      return {*given,
+              SharedRates(options.rates(), *given, kLemoVersion),
+              {absl::StrCat("times are those of ", device.source())}};
+    }
+    known.notes.push_back(absl::StrCat("times are of this machine: ", device.source(),
+                                       " is not calibrated in ", wanted.compute_type(), " by lemo ",
+                                       kLemoVersion));
+  }
   if (const auto* given = FindRates(options.rates(), known.rates, kLemoVersion)) {
-    return {*given, SharedRates(options.rates(), *given, kLemoVersion), {}};
+    known.rates = *given;
+    known.shared = SharedRates(options.rates(), *given, kLemoVersion);
+    return known;
   }
   RatesList kept;
   if (const std::filesystem::path file = DefaultRatesFile(); !file.empty()) {
@@ -172,6 +186,9 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
       FactsOf(inputs, compute,
               PlannerRates(known.rates, /*own_memory=*/!compute.device.is_cpu(), known.shared));
   facts.allocated = allocated;
+  if (compute.device.is_cpu() && options.options.device().most_threads() > 0) {
+    facts.device.threads = options.options.device().most_threads();
+  }
   LEMO_ASSIGN_OR_RETURN(planner::OfferRequest request,
                         PlanRequestOf(inputs.spec, inputs.config, facts, wishes));
   for (const lemo::v1::DeviceRates& of : known.shared) {

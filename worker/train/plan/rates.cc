@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/files.h"
 #include "common/format.h"
-#include "common/located_json.h"
 #include "common/message_json.h"
 #include "common/status_macros.h"
-#include "common/violations.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 
@@ -20,7 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kRatesBytesMax = int64_t{1} << 20;
 constexpr size_t kNameDigits = 8;
 
 bool IsRate(double value) { return value > 0 && std::isfinite(value); }
@@ -59,28 +55,9 @@ void AddLinks(const lemo::v1::Calibration& calibration, std::vector<planner::Lin
 
 }  // namespace
 
-fs::path DefaultRatesFile() {
-  if (const char* file = std::getenv("LEMO_RATES"); file != nullptr) return file;
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  if (cache != nullptr && *cache != '\0') return fs::path(cache) / "lemo" / "rates.json";
-  const char* home = std::getenv("HOME");
-  if (home == nullptr || *home == '\0') return {};
-  return fs::path(home) / ".cache" / "lemo" / "rates.json";
-}
-
 absl::StatusOr<RatesList> ReadRatesFile(const fs::path& path) {
-  LEMO_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kRatesBytesMax));
-  JsonFault fault;
-  const std::optional<LocatedJson> root = ParseLocatedJson(text, &fault);
-  if (!root) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path.string(), ":", fault.line, ": ", fault.reason));
-  }
-  Violations violations;
   lemo::v1::PlanOptions options;
-  MessageReader(path.string(), lemo::v1::PlanOptions::descriptor(), &violations)
-      .ReadMessage(*root, "", &options);
-  LEMO_RETURN_IF_ERROR(violations.ToStatus());
+  LEMO_RETURN_IF_ERROR(ReadMessageFile(path, kRatesBytesMax, &options));
   return options.rates();
 }
 

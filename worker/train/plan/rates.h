@@ -1,4 +1,4 @@
-// Rates of devices: the file that keeps them, which of them hold, and how the planner takes them.
+// Rates of devices: which of them hold, and how the planner takes them.
 #pragma once
 
 #include <filesystem>
@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/rates_file.h"
 #include "google/protobuf/repeated_field.h"
 #include "lemo/v1/plan.pb.h"
 #include "planner/offers/offers.h"
@@ -15,12 +16,7 @@ namespace lemo::train {
 
 using RatesList = google::protobuf::RepeatedPtrField<lemo::v1::DeviceRates>;
 
-// $LEMO_RATES, else lemo/rates.json in $XDG_CACHE_HOME or ~/.cache. Empty where there is none:
-// LEMO_RATES is set to nothing, or there is no home.
-std::filesystem::path DefaultRatesFile();
-
-// The rates in a file (1 MiB at most). NotFound without one; InvalidArgument, with the fault, for a
-// file that is something else.
+// The rates in a file. Errors as ReadMessageFile's.
 absl::StatusOr<RatesList> ReadRatesFile(const std::filesystem::path& path);
 
 // Puts `rates` in the place of those that the file has of the same device; others stay. Makes the
