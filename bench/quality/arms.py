@@ -39,7 +39,7 @@ def sparse(policy, scope, keep, **options):
     name += f", {scope}"
     for key, value in options.items():
         if key != "table_score":
-            name += f", {key} {str(value).lower()}"
+            name += f", {key}" + (f" {str(value).lower()}" if value != {} else "")
     return Arm(name, keep, {"policy": policy, "scope": scope, "keep": [keep], **options})
 
 
@@ -74,7 +74,8 @@ def screen(task, steps):
              layered("random", "off", "auto", kv_all=True), layered("random", "off", "all"),
              layered("oracle", "off", "all"), layered("norm", "shared", "auto")]
     arms += [sparse("predictor", "stack", half), layered("predictor", "off", "auto"),
-             layered("predictor", "off", "allocated"), sparse("predictor", "nested", half)]
+             layered("predictor", "off", "allocated"), sparse("predictor", "nested", half),
+             sparse("predictor", "stack", half, online={}), layered("predictor", "off", "auto", online={})]
     arms += [sparse("random", "stack", 0.6), sparse("random", "stack", 0.4), short(0.8), short(0.6), short(0.4)]
     arms += [sparse("random", "group", half, mlp="shared", layers="auto"), sparse("oracle", "nested", half),
              sparse("random", "nested", half, loss_rows="all"),

@@ -124,6 +124,9 @@ class Task:
             spec["eval"]["sparse"] = True
         if adapter is not None:
             spec["tuner"]["lora"]["init_from"] = str(adapter)
+        if sparse and "online" in spec["tokens"]:
+            del spec["tokens"]["online"]
+            spec["tokens"]["predictor"] = str(adapter.parent / "predictor")
         return spec
 
 
@@ -286,8 +289,9 @@ def measure(task, arm, args, scratch):
     if arm.train:
         outcome = trainer.run(args.lemo_train, task.training(arm), scratch)
         adapter = scratch / "adapter"
-        subprocess.run(["rm", "-rf", str(adapter)], check=True)
-        (scratch / "run" / "adapter").rename(adapter)
+        for made in ("adapter", "predictor") if "online" in arm.tokens else ("adapter",):
+            subprocess.run(["rm", "-rf", str(scratch / made)], check=True)
+            (scratch / "run" / made).rename(scratch / made)
         losses = [step["loss"] for step in outcome.steps]
         record |= {"train_loss": [rounded(losses[0]), rounded(mean(losses[-8:]))],
                    "step_s": rounded(trainer.median_step_seconds(outcome.steps)),
