@@ -40,6 +40,9 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kReportedShare = 0.4;
 // Of a predictor that a run trains first: what its scale and its learning need at the least.
 constexpr int64_t kLeastPredictorSteps = 50;
+// Where a run is long, its predictor sees a quarter of its sequences: the study found that it wants
+// some thousands (bench/quality).
+constexpr int64_t kMostPredictorSteps = 2400, kRunOverPredictor = 4;
 constexpr int kTold = 10;  // parts of its training that are told
 // Of the sample on which rows are left out of layers, unless eval.max_sequences says otherwise.
 constexpr int64_t kSequencesAllocated = 32;
@@ -295,8 +298,10 @@ lemo::v1::RunSpec TrainingSpecFor(const lemo::v1::RunSpec& spec, const TokenSett
     // A short run is not kept waiting for longer than it takes itself.
     const int64_t sequences =
         int64_t{spec.train().steps()} * std::max(1, spec.train().batch_sequences());
+    const int64_t most =
+        std::clamp<int64_t>(sequences / kRunOverPredictor, train->steps(), kMostPredictorSteps);
     train->set_steps(
-        static_cast<int32_t>(std::clamp<int64_t>(sequences, kLeastPredictorSteps, train->steps())));
+        static_cast<int32_t>(std::clamp<int64_t>(sequences, kLeastPredictorSteps, most)));
   }
   train->set_micro_batch_tokens(result.data().max_length());
   return result;
