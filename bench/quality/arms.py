@@ -13,6 +13,7 @@ class Arm:
     window_share: float = 1.0   # dense at equal tokens: shorter windows, as many of them
     skip_positions: bool = False  # with positions of the full window
     train: bool = True          # False: the base as it is
+    taught: bool = False        # by policy predictor: of one that was trained eight times as long, on more books
     spec: dict = dataclasses.field(default_factory=dict)  # other fields, "memory.policy": "input"
 
 
@@ -32,15 +33,15 @@ def pose(keep):
     return Arm("PoSE, short windows", keep, window_share=keep, skip_positions=True)
 
 
-def sparse(policy, scope, keep, **options):
+def sparse(policy, scope, keep, taught=False, **options):
     """The name tells what differs from the defaults of the scope."""
     score = options.get("table_score")
-    name = f"{policy} {score}" if score else policy
+    name = f"{policy} {score}" if score else "taught predictor" if taught else policy
     name += f", {scope}"
     for key, value in options.items():
         if key != "table_score":
             name += f", {key}" + (f" {str(value).lower()}" if value != {} else "")
-    return Arm(name, keep, {"policy": policy, "scope": scope, "keep": [keep], **options})
+    return Arm(name, keep, {"policy": policy, "scope": scope, "keep": [keep], **options}, taught=taught)
 
 
 def screen(task, steps):
@@ -75,7 +76,8 @@ def screen(task, steps):
              layered("oracle", "off", "all"), layered("norm", "shared", "auto")]
     arms += [sparse("predictor", "stack", half), layered("predictor", "off", "auto"),
              layered("predictor", "off", "allocated"), sparse("predictor", "nested", half),
-             sparse("predictor", "stack", half, online={}), layered("predictor", "off", "auto", online={})]
+             sparse("predictor", "stack", half, online={}), layered("predictor", "off", "auto", online={}),
+             sparse("predictor", "stack", half, taught=True), layered("predictor", "off", "auto", taught=True)]
     arms += [sparse("random", "stack", 0.6), sparse("random", "stack", 0.4), short(0.8), short(0.6), short(0.4)]
     arms += [sparse("random", "group", half, mlp="shared", layers="auto"), sparse("oracle", "nested", half),
              sparse("random", "nested", half, loss_rows="all"),
@@ -96,6 +98,7 @@ LONG = [BASE, DENSE, sparse("random", "stack", 0.5), short(0.5), pose(0.5), fewe
         sparse("oracle", "layer", 0.5, mlp="off", layers="auto"),
         sparse("table", "stack", 0.5, table_score="attention"),
         sparse("predictor", "stack", 0.5),
+        sparse("predictor", "stack", 0.5, taught=True),
         sparse("oracle", "stack", 0.5),
         sparse("recency", "stack", 0.5),
         sparse("table", "stack", 0.5, table_score="low_loss"),

@@ -26,7 +26,7 @@ ROOT = HERE.parent.parent
 # A dense run for its time alone after so many others: a shared machine is not equally fast all night.
 TIMING_EVERY, TIMING_STEPS = 12, 3 + 4
 BUCKETS = 4
-PREDICTOR_STEPS, PREDICTOR_LENGTH = 300, 2048
+PREDICTOR_STEPS, TAUGHT_STEPS, PREDICTOR_LENGTH = 300, 2400, 2048
 # The base of task b: 2.5 million tokens of the novels that novelist-3m was trained on.
 BASE_SPEC = {"steps": 600, "batch_sequences": 8, "micro_batch_tokens": 4096, "learning_rate": 4e-3,
              "warmup_steps": 30, "weight_decay": 0.1, "beta2": 0.95, "schedule": "cosine", "seed": 1,
@@ -96,7 +96,7 @@ class Task:
         if arm.tokens:
             spec["tokens"] = dict(arm.tokens)
         if arm.tokens.get("policy") == "predictor":
-            spec["tokens"]["predictor"] = str(self.predictor())
+            spec["tokens"]["predictor"] = str(self.predictor(arm.taught))
         return spec
 
     def training(self, arm, steps=None):
@@ -180,21 +180,23 @@ def train_copier(material, program, scratch):
     return path
 
 
-def train_predictor(task, program, scratch):
+def train_predictor(task, program, scratch, taught):
     """The predictor of the task's base, trained on text that no arm is trained or evaluated on, at its length
     or PREDICTOR_LENGTH, with shares by layer for the paper's form (attention alone)."""
+    steps = TAUGHT_STEPS if taught else PREDICTOR_STEPS
+    books = task.material.other_books() + (task.material.training_books()[::6] if taught else [])
     length = task.setting.length if task.name == "c" else min(task.setting.length, PREDICTOR_LENGTH)
-    path = task.material.work / f"predictor-{task.model.name}-{length}"
+    path = task.material.work / f"predictor-{task.model.name}-{length}{'-taught' if taught else ''}"
     if path.exists():
         return path
     say(f"training a predictor for {task.model.name} at {length} tokens, once")
     spec = {
         "model": {"path": str(task.model)},
-        "data": {"train": [{"path": str(book)} for book in task.material.other_books()],
+        "data": {"train": [{"path": str(book)} for book in books],
                  "eval": [{"path": str(task.eval_file())}], "max_length": length, "packing": False,
                  "cache_dir": str(task.material.work / "cache")},
         "predictor": {"allocate": 0.5, "allocate_mlp": "off"},
-        "train": {"steps": PREDICTOR_STEPS, "seed": 1}, "eval": {"max_sequences": 6}, "device": "cpu",
+        "train": {"steps": steps, "seed": 1}, "eval": {"max_sequences": 6}, "device": "cpu",
     }
     outcome = trainer.run(program, spec, scratch)
     say(f"predictor: recall at 0.4 by layer {[rounded(recall, 2) for recall in outcome.evals[-1]['recall']]}")

@@ -56,10 +56,14 @@ template <typename Found>
 std::string StudyText(double share, const Found& found) {
   std::string text = absl::StrFormat(
       "not measured on this model; the study of 2026-11-30 (3M parameters) found at %.2g: "
-      "perplexity %+.1f %% reading on at 2,048 tokens",
-      share, found.reading);
-  if (!std::isnan(found.long_reading)) {
-    absl::StrAppendFormat(&text, ", %+.1f %% at 8,192 (three seeds)", found.long_reading);
+      "perplexity ",
+      share);
+  // Of one seed where there are no three.
+  if (std::isnan(found.long_reading)) {
+    absl::StrAppendFormat(&text, "%+.1f %% reading on at 2,048 tokens, one seed", found.reading);
+  } else {
+    absl::StrAppendFormat(&text, "%+.1f %% reading on at 8,192 tokens, three seeds",
+                          found.long_reading);
   }
   if (!std::isnan(found.stretched)) {
     absl::StrAppendFormat(&text, ", %+.1f %% at a length the base did not know", found.stretched);
