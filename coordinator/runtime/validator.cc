@@ -21,6 +21,7 @@
 #include "common/files.h"
 #include "common/located_json.h"
 #include "common/message_json.h"
+#include "common/rates_file.h"
 #include "common/status_macros.h"
 #include "common/violations.h"
 #include "coordinator/core/contract.h"
@@ -42,7 +43,7 @@ constexpr int kEventsFd = 3;
 // What a child may say; a run that is validated says one event.
 constexpr size_t kEventsLimit = size_t{4} << 20;
 // A plan has some dozens of offers, each of a few KiB.
-constexpr int64_t kSaidLimit = int64_t{16} << 20, kRatesLimit = int64_t{1} << 20;
+constexpr int64_t kSaidLimit = int64_t{16} << 20;
 constexpr int kUserFault = 2, kOutOfMemory = 3;
 // Calls, agents and ranks on the same host go before checks.
 constexpr int kNice = 10;
@@ -332,9 +333,8 @@ void Validator::LoadRates() {
   if (missing ? rates_written_ == fs::file_time_type() : written == rates_written_) return;
   rates_.Clear();
   rates_written_ = missing ? fs::file_time_type() : written;
-  const absl::StatusOr<std::string> text = ReadFile(options_.rates_file, kRatesLimit);
   // What is damaged, or of another version, is measured anew.
-  if (!text.ok() || !ReadJson(*text, &rates_).ok()) rates_.Clear();
+  if (!ReadMessageFile(options_.rates_file, kRatesBytesMax, &rates_).ok()) rates_.Clear();
   rates_.clear_plan();
   rates_.clear_history();
 }

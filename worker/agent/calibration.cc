@@ -1,6 +1,7 @@
 #include "worker/agent/calibration.h"
 
-#include <spawn.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,7 +11,6 @@
 #include <filesystem>
 #include <iostream>
 #include <string>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/message_json.h"
@@ -43,19 +43,20 @@ absl::Status CalibrateOnce(const AgentOptions& options) {
   if (measured) return absl::OkStatus();
   std::cout << "measuring what " << threads << " threads of this CPU do: half a minute"
             << std::endl;
-  // As a rank alone on the device will have it.
-  std::string omp = absl::StrCat("OMP_NUM_THREADS=", threads);
-  std::vector<char*> environment;
-  for (char** one = environ; *one != nullptr; ++one) environment.push_back(*one);
-  if (std::getenv("OMP_NUM_THREADS") == nullptr) environment.push_back(omp.data());
-  environment.push_back(nullptr);
   std::string program = options.train.string(), verb = "calibrate", device = "--device=cpu";
   char* const arguments[] = {program.data(), verb.data(), device.data(), nullptr};
-  pid_t child = 0;
-  if (const int error =
-          ::posix_spawn(&child, program.c_str(), nullptr, nullptr, arguments, environment.data());
-      error != 0) {
-    return absl::ErrnoToStatus(error, absl::StrCat("--calibrate: cannot start ", program));
+  if (::access(program.c_str(), X_OK) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("--calibrate: cannot start ", program));
+  }
+  const pid_t self = ::getpid(), child = ::fork();
+  if (child < 0) return absl::ErrnoToStatus(errno, "--calibrate: fork");
+  if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != self) ::_exit(1);
+    // As a rank alone on the device will have it.
+    ::setenv("OMP_NUM_THREADS", std::to_string(threads).c_str(), /*overwrite=*/0);
+    ::execv(program.c_str(), arguments);
+    ::_exit(1);
   }
   int status = 0;
   while (::waitpid(child, &status, 0) < 0) {

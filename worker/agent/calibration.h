@@ -12,7 +12,8 @@ namespace lemo::agent {
 lemo::v1::PlanOptions KnownRates();
 
 // Has lemo-train measure the CPU (half a minute) unless that file has the rates of this
-// version for the threads of one of the devices. Internal when it cannot.
+// version for the threads of one of the devices. Ends with this process. An error where nothing was
+// measured; the worker then goes without.
 absl::Status CalibrateOnce(const AgentOptions& options);
 
 }  // namespace lemo::agent

@@ -79,9 +79,9 @@ int Main(const std::vector<std::string>& args) {
   // What a rank starts and leaves behind becomes this process's child, which reaps it.
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   if (command.options.calibrate) {
+    // Jobs are not kept waiting for what only their offers' times want.
     if (const absl::Status done = CalibrateOnce(command.options); !done.ok()) {
       std::cerr << "lemo-worker: " << done.message() << "\n";
-      return 4;
     }
   }
   auto watchdog = Watchdog::Start();

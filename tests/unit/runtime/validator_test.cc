@@ -71,6 +71,14 @@ class ValidatorTest : public testing::Test {
            "\\\"attention\\\": 1.0}, \\\"preferred\\\": \\\"0123456789abcdef\\\"}\"\n";
   }
 
+  // A job that asks for offers.
+  static JobRecord Planned() {
+    JobRecord record;
+    record.job.set_name("jobs/a");
+    record.job.mutable_spec()->mutable_plan();
+    return record;
+  }
+
   int64_t Lives() const {
     const std::string lines = ReadFile(Path("lives"), 1000).value_or("");
     return std::count(lines.begin(), lines.end(), '\n');
@@ -145,12 +153,9 @@ TEST_F(ValidatorTest, RatesAreMeasuredOnceAndOutliveTheCoordinator) {
   const lemo::v1::PlanSpec plan;
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(Find(Planner(kOffer), &plan).contract.has_value());
   EXPECT_EQ(Lives(), 3);
-  JobRecord record;
-  record.job.set_name("jobs/a");
-  record.job.mutable_spec()->mutable_plan();
   lemo::v1::PlanResult result;
   Validator validator(Options(Planner(kOffer), 0), nullptr, [](const std::string&, Finding) {});
-  EXPECT_EQ(validator.Plan(record, &result), std::nullopt);
+  EXPECT_EQ(validator.Plan(Planned(), &result), std::nullopt);
   EXPECT_EQ(result.rates().products(), 1);  // of the first life
   EXPECT_EQ(result.offers_size(), 1);
   EXPECT_EQ(outcomes_.back(), "made");
@@ -158,19 +163,16 @@ TEST_F(ValidatorTest, RatesAreMeasuredOnceAndOutliveTheCoordinator) {
 
 // As when somebody calibrates beside a coordinator that runs.
 TEST_F(ValidatorTest, RatesThatSomebodyElseWroteAreTaken) {
-  JobRecord record;
-  record.job.set_name("jobs/a");
-  record.job.mutable_spec()->mutable_plan();
   Validator validator(Options(Planner(kOffer), 0), nullptr, [](const std::string&, Finding) {});
   lemo::v1::PlanResult result;
-  EXPECT_EQ(validator.Plan(record, &result), std::nullopt);
+  EXPECT_EQ(validator.Plan(Planned(), &result), std::nullopt);
   EXPECT_EQ(result.rates().products(), 1);
   ASSERT_TRUE(WriteFileAtomic(Path("rates.json"),
                               "{\"rates\": [{\"type\": \"cpu\", \"products\": 7.0, "
                               "\"attention\": 1.0}]}\n")
                   .ok());
   fs::last_write_time(Path("rates.json"), fs::file_time_type::clock::now() + std::chrono::hours(1));
-  EXPECT_EQ(validator.Plan(record, &result), std::nullopt);
+  EXPECT_EQ(validator.Plan(Planned(), &result), std::nullopt);
   EXPECT_EQ(result.rates().products(), 7);
 }
 
@@ -185,12 +187,9 @@ TEST_F(ValidatorTest, WorkersRatesComeFirstAndAreNotKept) {
   devices.mutable_device()->set_threads(4);
   devices.mutable_device()->set_most_threads(64);
   options.devices = [&devices] { return devices; };
-  JobRecord record;
-  record.job.set_name("jobs/a");
-  record.job.mutable_spec()->mutable_plan();
   Validator validator(options, nullptr, [](const std::string&, Finding) {});
   lemo::v1::PlanResult result;
-  EXPECT_EQ(validator.Plan(record, &result), std::nullopt);
+  EXPECT_EQ(validator.Plan(Planned(), &result), std::nullopt);
   EXPECT_EQ(result.rates().products(), 9);
   EXPECT_FALSE(fs::exists(Path("rates.json")));
   EXPECT_THAT(ReadFile(Path("asked"), 10000).value_or(""),
@@ -205,12 +204,9 @@ TEST_F(ValidatorTest, APlanIsToldOfFinishedRuns) {
     run.mutable_forecast()->set_measured_step_seconds(1.5);
     return std::vector<lemo::v1::RunTime>{run};
   };
-  JobRecord record;
-  record.job.set_name("jobs/a");
-  record.job.mutable_spec()->mutable_plan();
   Validator validator(options, nullptr, [](const std::string&, Finding) {});
   lemo::v1::PlanResult result;
-  EXPECT_EQ(validator.Plan(record, &result), std::nullopt);
+  EXPECT_EQ(validator.Plan(Planned(), &result), std::nullopt);
   const std::string asked = ReadFile(Path("asked"), 10000).value_or("");
   EXPECT_THAT(asked, testing::HasSubstr("\"job\": \"jobs/finished\""));
   EXPECT_THAT(asked, testing::HasSubstr("\"measured_step_seconds\": 1.5"));
