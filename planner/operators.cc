@@ -310,6 +310,48 @@ std::vector<OperatorWork> SelectionOperators(const ModelShape& shape, double row
   return list;
 }
 
+std::vector<OperatorWork> ScoreOperators(const ModelShape& shape, double rows, double pairs) {
+  std::vector<OperatorWork> list;
+  if (rows <= 0) return list;
+  const auto heads = static_cast<double>(shape.heads * shape.head_dim);
+  Account(&list).Attention(Operator::kAttention, 2 * heads * pairs, 2 * pairs / rows - 1,
+                           static_cast<double>(shape.head_dim));
+  return list;
+}
+
+std::vector<OperatorWork> QueryKeyOperators(const ModelShape& shape, const Tuning& tuning,
+                                            double rows, const PassShape& pass) {
+  std::vector<OperatorWork> list;
+  Account account(&list);
+  const auto hidden = static_cast<double>(shape.hidden);
+  const auto heads = static_cast<double>(shape.heads * shape.head_dim);
+  const auto kv_heads = static_cast<double>(shape.kv_heads * shape.head_dim);
+  const auto rank = static_cast<double>(tuning.full ? 0 : tuning.attention_rank);
+  const double of_call = rows / pass.passes;
+  account.Elements(Operator::kNorm, rows, hidden, of_call);
+  Linear{hidden, heads, rank, tuning.full, 1}.Forward(rows, of_call, &list);
+  Linear{hidden, kv_heads, rank, tuning.full, 1}.Forward(rows, of_call, &list);
+  if (shape.qk_norm) account.Elements(Operator::kNorm, rows, heads + kv_heads, of_call);
+  if (shape.position_rows == 0) {
+    account.Elements(Operator::kRotation, rows, heads + kv_heads, of_call);
+  }
+  return list;
+}
+
+std::vector<OperatorWork> LearningOperators(const ModelShape& shape, double rows, int64_t width,
+                                            const PassShape& pass) {
+  std::vector<OperatorWork> list;
+  Account account(&list);
+  const auto hidden = static_cast<double>(shape.hidden), neurons = static_cast<double>(width);
+  const double of_call = rows / pass.passes;
+  // The norm is two products of the rows with factors; the first layer's values are pooled, and
+  // their gradient is spread again.
+  account.Elements(Operator::kCopy, rows, 2 * hidden + 2 * neurons, of_call);
+  account.Products(rows, hidden, neurons);  // up
+  account.Products(rows, hidden, neurons);  // the matrix's gradient
+  return list;
+}
+
 double Seconds(const OperatorWork& work, const OperatorRates& rates, const Rates& flat) {
   double rate = rates.At(work.op, work.size, work.width);
   if (rate <= 0 && work.op == Operator::kProducts) rate = flat.products;

@@ -104,6 +104,19 @@ std::vector<OperatorWork> HeadOperators(const ModelShape& shape, const Tuning& t
 std::vector<OperatorWork> SelectionOperators(const ModelShape& shape, double rows, int64_t width,
                                              bool reads_stream, const PassShape& pass);
 
+// Scores of all pairs of blocks in so many rows and pairs of rows, of queries and keys that are
+// there: of attention the first of its two products, at its rate.
+std::vector<OperatorWork> ScoreOperators(const ModelShape& shape, double rows, double pairs);
+
+// The queries and keys of so many rows.
+std::vector<OperatorWork> QueryKeyOperators(const ModelShape& shape, const Tuning& tuning,
+                                            double rows, const PassShape& pass);
+
+// What a network does that learns from `rows` rows, both ways: its first layer of `width` neurons;
+// the others are of blocks, and count for nothing.
+std::vector<OperatorWork> LearningOperators(const ModelShape& shape, double rows, int64_t width,
+                                            const PassShape& pass);
+
 // What a device takes for it. An operator that `rates` does not know takes `flat`'s time where it
 // is counted in FLOP, else none.
 double Seconds(const OperatorWork& work, const OperatorRates& rates, const Rates& flat);

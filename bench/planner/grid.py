@@ -29,11 +29,13 @@ ATTENTION = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "qwen3": ["q_pro
 
 def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope=None, mlp="shared",
          documents=1, evaluates=False, checkpoints=False, tile=0, segment=0, layers=None, dtype="float32",
-         ranks=None, threads=1, rank=8, dropout=0.0, by="random", kv_all=False):
+         ranks=None, threads=1, rank=8, dropout=0.0, by="random", kv_all=False, learns=None):
     """One run: `documents` equal ones packed into sequences of `length` rows, or one. `layers`: policies by
     layer in place of `policy`. `ranks`: RunSpec.parallel of two ranks. `by`: RunSpec.tokens.policy, a table's with
-    its score behind a dash."""
-    parts = [shape, str(length), policy, tuner]
+    its score behind a dash. `learns`: RunSpec.predictor in place of a tuner, on two sequences a step; it is measured
+    in any case."""
+    parts = [shape, str(length), policy, tuner] if learns is None else [shape, str(length), "predictor"]
+    parts += [f"{field}-{value}" for field, value in (learns or {}).items()]
     parts += [f"keep{keep}-{scope}" + ("" if mlp == "shared" else f"-mlp_{mlp}")] if scope else []
     parts += [by] if by != "random" else []
     parts += ["kv_all"] if kv_all else []
@@ -51,7 +53,8 @@ def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope
     return {"name": "/".join(parts), "shape": shape, "length": length, "policy": policy, "tuner": tuner,
             "keep": keep, "scope": scope, "mlp": mlp, "documents": documents, "evaluates": evaluates,
             "checkpoints": checkpoints, "tile": tile, "segment": segment, "layers": layers, "dtype": dtype,
-            "ranks": ranks, "threads": threads, "rank": rank, "dropout": dropout, "by": by, "kv_all": kv_all}
+            "ranks": ranks, "threads": threads, "rank": rank, "dropout": dropout, "by": by, "kv_all": kv_all,
+            "learns": learns}
 
 
 POLICIES = ["all", "mlp", "attn_out", "input"]
@@ -117,6 +120,12 @@ def grid():
               for by in ("norm", "predictor", "table-attention", "table-loss", "table-entropy")]
     cases += [case("llama-wide", 2048, "mlp", keep=0.5, scope="layer", mlp=mlp, by="predictor")
               for mlp in ("shared", "own")]
+    cases += [case(shape, 2048, "input", keep=0.3, scope="stack", by="oracle") for shape in ("llama-wide", "opt")]
+    cases += [case(shape, 2048, "input", keep=0.3, scope="layer", by="oracle") for shape in ("llama-mha", "qwen3")]
+    cases += [case("llama-gqa", 2048, keep=0.3, scope="nested", by="oracle"),
+              case("llama-mha", 4096, "input", documents=4, keep=0.3, scope="group", mlp="off", by="oracle"),
+              case("llama-wide", 2048, "input", keep=0.3, scope="layer", mlp="own", by="oracle"),
+              case("llama-wide", 2048, "input", keep=0.3, scope="stack", by="oracle", dtype="bfloat16")]
     cases += [case("llama-gqa", 2048, keep=0.5, scope="nested", by="predictor"),
               case("llama-gqa", 4096, documents=4, keep=0.5, scope="group", mlp="off"),
               case("llama-wide", 2048, "input", keep=0.3, scope="stack", by="predictor", dtype="bfloat16")]
@@ -126,6 +135,14 @@ def grid():
               case("llama-mha", 2048, "all+offload", keep=0.3, scope="layer", mlp="own", kv_all=True),
               case("llama-mha", 2048, tuner="full", keep=0.3, scope="layer", kv_all=True, dtype="bfloat16"),
               case("llama-wide", 2048, "mlp", keep=0.3, scope="layer", kv_all=True, ranks=rows)]
+    cases += [case(shape, 2048, learns={}) for shape in SHAPES]
+    cases += [case("llama-gqa", 512, learns={}), case("llama-gqa", 4096, documents=4, learns={}),
+              case("llama-wide", 2048, learns={"mlp": False}), case("opt", 2048, learns={"score_rope": True}),
+              case("llama-mha", 2048, learns={"score_rope": True, "nested_from": [2]}),
+              case("llama-gqa", 2048, learns={"kind": "flat_slice"}), case("opt", 1024, learns={"kind": "flat_slice"}),
+              case("llama-gqa", 2048, learns={"allocate": 0.5}), case("llama-wide", 4096, learns={"allocate": 0.5}),
+              case("llama-gqa", 2048, threads=2, learns={}), case("opt", 1024, learns={}, dtype="bfloat16"),
+              case("llama-wide", 2048, learns={}, dtype="bfloat16")]
     return cases
 
 
@@ -194,6 +211,8 @@ def targets(one):
 
 
 def run_spec(one, model, rows, held_out, scratch):
+    if one["learns"] is not None:
+        return learning_spec(one, model, rows, held_out, scratch)
     tuner = {"full": {}} if one["tuner"] == "full" else {
         "lora": {"rank": one["rank"], "alpha": 16, "dropout": one["dropout"], "targets": targets(one)}}
     memory = {"policy": one["policy"]}
@@ -232,6 +251,17 @@ def run_spec(one, model, rows, held_out, scratch):
     return spec
 
 
+def learning_spec(one, model, rows, held_out, scratch):
+    """A run that trains a predictor."""
+    return {
+        "model": {"path": str(model), "random_init": {"seed": 1}, "compute_type": one["dtype"]},
+        "data": {"train": [{"path": str(rows), "format": "text"}], "eval": [{"path": str(held_out), "format": "text"}],
+                 "max_length": one["length"], "packing": one["documents"] > 1, "cache_dir": str(scratch / "cache")},
+        "predictor": one["learns"], "train": {"steps": 1, "batch_sequences": 2, "seed": 1,
+                                              "micro_batch_tokens": one["length"]},
+        "eval": {"max_sequences": 2}, "output": {"dir": str(scratch / "out")}, "device": "cpu"}
+
+
 def predictor_spec(spec, scratch):
     """The run that trains what `spec` (run_spec) names."""
     return {"model": spec["model"], "data": spec["data"], "predictor": {}, "train": {"steps": 1},
@@ -241,6 +271,10 @@ def predictor_spec(spec, scratch):
 def chooser(one):
     """A predictor's networks are of the default widths: 128, 128, 64, for q and for k."""
     by, _, score = one["by"].partition("-")
+    if by == "oracle":
+        # Groups are of two layers.
+        layers = {"layer": 1, "group": 2}.get(one["scope"], LAYERS)
+        return {"by": by, "layers": layers, "mlp": one["mlp"] == "own"}
     if by != "predictor":
         return {"by": by, **({"score": score} if score else {})}
     heads = 1 if one["scope"] in ("stack", "nested") else LAYERS
@@ -254,6 +288,12 @@ def chooser(one):
 def question(one):
     """What lemo_plan_memory is asked."""
     row = one["length"] // one["documents"]
+    if one["learns"] is not None:
+        # Documents that are held out are measured one by one, as many as a micro-batch holds.
+        together = min(2, one["documents"])
+        return {"config": SHAPES[one["shape"]] | {"max_position_embeddings": one["length"]},
+                "compute_type": one["dtype"], "learns": one["learns"], "threads": one["threads"], "rows": one["length"],
+                "longest": row, "measured": row * together}
 
     def ranks_of(part, otherwise):
         return (one["ranks"] or {}).get(part, otherwise)

@@ -26,6 +26,7 @@
 
 #include "nlohmann/json.hpp"
 #include "planner/memory/kept_rows.h"
+#include "planner/memory/learning.h"
 #include "planner/memory/memory.h"
 
 namespace {
@@ -33,6 +34,7 @@ namespace {
 using lemo::planner::CategoryBytes;
 using lemo::planner::KeptRows;
 using lemo::planner::LayerMemory;
+using lemo::planner::LearningOptions;
 using lemo::planner::MemoryForecast;
 using lemo::planner::MemoryOptions;
 using lemo::planner::ModelShape;
@@ -74,6 +76,9 @@ void SetChooser(const json& asked, bool stack, const KeptRows& all, MemoryOption
   RowChooser& chooser = options->chooser;
   if (by == "norm") chooser.by = RowChooser::By::kNorm;
   if (by == "predictor") chooser.by = RowChooser::By::kPredictor;
+  if (by == "oracle") chooser.by = RowChooser::By::kScores;
+  chooser.layers = asked.value("layers", 1);
+  chooser.mlp = asked.value("mlp", false);
   chooser.own_stream = stack && chooser.by != RowChooser::By::kPlace;
   chooser.first_width = asked.value("first_width", 0);
   chooser.held_bytes = asked.value("held_bytes", 0);
@@ -107,6 +112,7 @@ MemoryOptions OptionsOf(const json& asked) {
                        : lemo::planner::KeepRows(
                              documents, {.keep = asked.at("keep"), .block = asked.at("block")});
   options.batch_rows = all.rows;
+  options.longest = all.longest;
   options.stream_rows = scope == "stack" ? kept.rows : all.rows;
   options.documents = static_cast<int64_t>(documents.size());
   LayerMemory layer{.stream = scope == "stack" || scope == "nested" ? kept.rows : all.rows,
@@ -154,6 +160,26 @@ MemoryOptions OptionsOf(const json& asked) {
   return options;
 }
 
+LearningOptions LearningOptionsOf(const json& asked) {
+  const json& learns = asked.at("learns");
+  LearningOptions options;
+  options.shape = ShapeOf(asked.at("config"));
+  options.element_bytes = asked.at("compute_type") == "float32" ? 4 : 2;
+  options.heads.mlp = learns.value("mlp", true);
+  options.heads.flat_slice = learns.value("kind", "token_pool") == "flat_slice";
+  options.heads.rotated = learns.value("score_rope", false);
+  if (learns.contains("nested_from")) options.heads.joint += std::ssize(learns["nested_from"]);
+  options.allocates = learns.value("allocate", 0.0) > 0;
+  options.rows = asked.at("rows");
+  options.longest = asked.at("longest");
+  options.documents = options.rows / options.longest;
+  options.micro_batches = 2;
+  const int64_t measured = asked.at("measured");
+  options.measured = {.rows = measured, .longest = options.longest, .labelled = measured - 1};
+  options.threads = asked.at("threads");
+  return options;
+}
+
 json JsonOf(const CategoryBytes& bytes) {
   return {{"weights", bytes.weights},
           {"trainable", bytes.trainable},
@@ -164,8 +190,9 @@ json JsonOf(const CategoryBytes& bytes) {
 }
 
 json Answer(const json& asked) {
-  const MemoryOptions options = OptionsOf(asked);
-  const MemoryForecast forecast = lemo::planner::ForecastMemory(options);
+  const MemoryForecast forecast = asked.contains("learns")
+                                      ? lemo::planner::ForecastLearning(LearningOptionsOf(asked))
+                                      : lemo::planner::ForecastMemory(OptionsOf(asked));
   json answer = {{"low", JsonOf(forecast.low)},
                  {"expected", JsonOf(forecast.expected)},
                  {"high", JsonOf(forecast.high)},

@@ -18,6 +18,7 @@ int64_t RowBytes(const ModelShape& shape, int64_t e, int64_t width, int64_t rows
   const int64_t first = rows * width * e, statistic = rows * kStatisticBytes;
   Meter meter;
   meter.Take(first);
+  if (shape.post_norm) return meter.peak();  // nothing is normed before it
   if (!shape.layer_norm) {
     meter.Touch(4 * statistic);  // of the rows' lengths, on the way to a factor
     return meter.peak();
@@ -36,6 +37,7 @@ int64_t ChoiceBytes(const ModelShape& shape, int64_t element_bytes, const RowCho
   int64_t bytes = 0;
   switch (chooser.by) {
     case RowChooser::By::kPlace:
+    case RowChooser::By::kScores:  // of whole layers: the forecast's
       return 0;
     case RowChooser::By::kNorm:
       bytes = rows * 2 * kStatisticBytes;  // fp32, and fp64 on the host

@@ -12,6 +12,7 @@ constexpr int64_t kIndexBytes = 8, kRowIdBytes = 4;
 // libtorch's flash attention on a CPU (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp) works on
 // tiles of so many queries by so many keys, in scratch that each thread has.
 constexpr int64_t kKeyTile = 512;
+constexpr int64_t kScoreTile = 256;  // rows and columns of pairs (kernels/block_scores)
 int64_t QueryTile(int64_t rows) { return rows >= 768 ? 256 : rows >= 192 ? 64 : 32; }
 
 class Layer {
@@ -34,6 +35,7 @@ class Layer {
 
   int64_t Forward(bool keep);
   int64_t Backward();
+  int64_t Score(bool rotated, int64_t block);
 
  private:
   const AdapterRanks& ranks() const { return scene_.tuning.adapters; }
@@ -50,6 +52,7 @@ class Layer {
   int64_t NormStatistics(int64_t rows) const {
     return (scene_.shape.layer_norm ? 2 : 1) * rows * kStatisticBytes;
   }
+  int64_t TableBytes() const { return scene_.unturned ? a_ * scene_.shape.head_dim * 4 : 0; }
   // One pass over the stream gathers rows and normalises them.
   bool FusesNorm() const { return !scene_.shape.layer_norm && !scene_.shape.post_norm; }
 
@@ -213,11 +216,12 @@ int64_t Layer::Forward(bool keep) {
     }
     meter_.Take(x);
   }
+  meter_.Take(TableBytes());
   norm(a_, own_a_);
   Head(a_, q_, shape.heads, ranks().q, true);
   Head(a_, k_, shape.kv_heads, ranks().k, true);
   Head(a_, k_, shape.kv_heads, ranks().v, false);
-  meter_.Give(x + (shape.post_norm ? 0 : a_ * h_ * e_));
+  meter_.Give(TableBytes() + x + (shape.post_norm ? 0 : a_ * h_ * e_));
   const int64_t qkv = a_ * (q_ + 2 * k_) * e_;
   const bool keeps_qkv = in_arena && layer.stored >= Stored::kMlp;
   if (keeps_qkv) meter_.Give(qkv);
@@ -263,6 +267,28 @@ int64_t Layer::Forward(bool keep) {
     after.Touch(layer.stream * h_ * e_ + NormStatistics(layer.stream));
     return std::max(meter_.peak(), after.peak());
   }
+  return meter_.peak();
+}
+
+int64_t Layer::Score(bool rotated, int64_t block) {
+  meter_ = Meter();
+  const ModelShape& shape = scene_.shape;
+  meter_.Take(TableBytes());
+  const int64_t normed = shape.post_norm ? 0 : a_ * h_ * e_;
+  meter_.Take(normed);
+  if (!shape.post_norm) meter_.Touch(NormStatistics(a_));
+  Head(a_, q_, shape.heads, ranks().q, true);
+  Head(a_, k_, shape.kv_heads, ranks().k, true);
+  meter_.Give(TableBytes() + normed);
+  if (rotated) meter_.Take(a_ * (q_ + k_) * e_);
+  // Of every document a number for each pair of its blocks; two tensors more while one is combined.
+  const int64_t n = scene_.layer.longest, pairs = (n / block + 1) * (n / block + 1);
+  meter_.Take((a_ + n - 1) / std::max<int64_t>(n, 1) * pairs * kStatisticBytes);
+  // A tile's products and their sums over heads; of a narrow type its rows are widened.
+  const int64_t tile = std::min(n, kScoreTile);
+  meter_.Touch(std::max(
+      2 * pairs * kStatisticBytes,
+      scene_.threads * tile * kStatisticBytes * (2 * tile + (e_ < kStatisticBytes ? q_ + k_ : 0))));
   return meter_.peak();
 }
 
@@ -502,5 +528,9 @@ void Layer::BackwardMlp() {
 int64_t ForwardLayerBytes(const LayerScene& scene, bool keep) { return Layer(scene).Forward(keep); }
 
 int64_t BackwardLayerBytes(const LayerScene& scene) { return Layer(scene).Backward(); }
+
+int64_t ScoreLayerBytes(const LayerScene& scene, bool rotated, int64_t block) {
+  return Layer(scene).Score(rotated, block);
+}
 
 }  // namespace lemo::planner

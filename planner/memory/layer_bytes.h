@@ -23,6 +23,8 @@ struct LayerScene {
   bool shares_tensors = false;  // with a tensor group
   // Gradients are wanted of the layer's input: something below trains.
   bool into_x = true;
+  // The first projections come with tables of rotation of their own, which turn nothing.
+  bool unturned = false;
 };
 
 // Highest bytes of temporaries in a layer's forward pass, above what is alive between layers.
@@ -30,6 +32,9 @@ struct LayerScene {
 int64_t ForwardLayerBytes(const LayerScene& scene, bool keep);
 
 int64_t BackwardLayerBytes(const LayerScene& scene);
+
+// Of the queries and keys of the layer's rows, and of the scores of their blocks of `block` rows.
+int64_t ScoreLayerBytes(const LayerScene& scene, bool rotated, int64_t block);
 
 // One tensor of statistics an element of a softmax or of a norm, whatever the compute type.
 inline constexpr int64_t kStatisticBytes = 4;

@@ -79,6 +79,9 @@ class Forecast {
   int64_t LossBytes(int64_t rows, int64_t labelled, bool gradient) const;
   int64_t NormWeightBytes(int64_t rows) const;
   int64_t EmbedBytes(int64_t rows) const;
+  // Of a choice among the rows of the micro-batch.
+  int64_t ChoosingBytes() const;
+  int64_t TrueScoreBytes() const;
 
   void AddSteps(int64_t snapshot, const char* forward, const char* backward);
   void AddScores();
@@ -203,6 +206,12 @@ int64_t Forecast::HighestBackward() const {
     // Nothing below the first layer trains but the embedding.
     scene.into_x = i > 0 || options_.tuning.full;
     highest = std::max(highest, back + BackwardLayerBytes(scene));
+    // Where all rows may be kept, the MLP's are then no others: what it read is not kept apart, but
+    // computed again.
+    if (layer.separate && layer.attention == layer.stream && layer.mlp == layer.stream) {
+      scene.layer.separate = false;
+      highest = std::max(highest, back + BackwardLayerBytes(scene));
+    }
   }
   return highest;
 }
@@ -281,11 +290,41 @@ int64_t Forecast::EmbedBytes(int64_t rows) const {
   return bytes;
 }
 
+// A pass of all rows that keeps nothing; of several layers in a copy of the stream.
+int64_t Forecast::TrueScoreBytes() const {
+  const RowChooser& chooser = options_.chooser;
+  const int64_t rows = options_.batch_rows, stream = rows * part_.hidden * e_;
+  LayerScene scene =
+      SceneOf({.stream = rows, .attention = rows, .mlp = rows, .longest = options_.longest});
+  scene.unturned = true;
+  int64_t bytes = ScoreLayerBytes(scene, chooser.rotated, chooser.block);
+  if (chooser.layers > 1) {
+    bytes = stream + std::max(bytes, ForwardLayerBytes(scene, /*keep=*/false));
+  }
+  if (chooser.mlp) {
+    scene.layer.attention = 0;
+    bytes = std::max(bytes, ForwardLayerBytes(scene, /*keep=*/false));
+  }
+  return bytes + (chooser.own_stream ? stream : 0);
+}
+
+int64_t Forecast::ChoosingBytes() const {
+  const RowChooser& chooser = options_.chooser;
+  const int64_t rows = options_.batch_rows;
+  if (chooser.by == RowChooser::By::kPlace) return 0;
+  const int64_t bytes = chooser.by == RowChooser::By::kScores
+                            ? TrueScoreBytes()
+                            : ChoiceBytes(part_, e_, chooser, rows);
+  return std::max(bytes, chooser.own_stream ? EmbedBytes(rows) : 0);
+}
+
 void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backward) {
   const int64_t rows = options_.batch_rows;
   const int64_t first = options_.layers.front().stream, last = options_.layers.back().stream;
-  // Rotation tables are made when the first layer asks: of all rows only if it has all.
-  int64_t batch = snapshot + BatchBytes(rows, first == rows);
+  // Rotation tables are made when the first layer asks: of all rows only if it has all, or if their
+  // true scores are wanted.
+  const bool all = first == rows || options_.chooser.by == RowChooser::By::kScores;
+  int64_t batch = snapshot + BatchBytes(rows, all);
   // Where rows leave the stream, those that stay are a micro-batch of their own; which stayed and
   // which left is kept for the way down, unless they were never embedded.
   int64_t entering = rows * 4, before = rows;
@@ -304,11 +343,7 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
     before = layer.stream;
   }
   const int64_t stream = options_.stream_rows;
-  const int64_t choosing = options_.chooser.by == RowChooser::By::kPlace
-                               ? 0
-                               : std::max(ChoiceBytes(part_, e_, options_.chooser, rows),
-                                          options_.chooser.own_stream ? EmbedBytes(rows) : 0);
-  Add(forward, batch + std::max({entering, choosing, EmbedBytes(stream), HighestForward()}));
+  Add(forward, batch + std::max({entering, ChoosingBytes(), EmbedBytes(stream), HighestForward()}));
   Add("loss", batch, LossBytes(last, options_.labelled, /*gradient=*/true));
   // Where the embedding trains, the gradients of the rows of all ranks and those that have a word
   // here.
@@ -435,6 +470,8 @@ MemoryForecast Forecast::Run() {
     if (layer.seen > 0) runs = std::max(runs, layer.longest * part_.heads * part_.head_dim * e_);
   }
   apart += runs;
+  // A sum between ranks that share rows may be over before the next tile needs its memory.
+  if (row_ranks_ > 1) apart += kCpuTileRows * part_.hidden * e_;
   forecast_.low.total = std::max(fixed.weights, forecast_.low.total - apart);
   forecast_.host_bytes = options_.own_memory ? Saved(/*in_ring=*/true) : 0;
   const int64_t narrow = kNarrowScratch + forecast_.expected.transient / kNarrowShare;

@@ -12,7 +12,8 @@
 // Between two layers nothing of a layer is alive but the arena, so layers of equal shape need
 // looking at once.
 //
-// Not modelled: choosing rows by true scores, and a predictor that learns on the way.
+// A run that trains a predictor is another one (learning.h). Not modelled: one that learns on the
+// way.
 #pragma once
 
 #include <algorithm>
@@ -73,6 +74,7 @@ struct RowChooser {
     kPlace,      // chance, the place in the document, a table: nothing that is a tensor
     kNorm,       // the length of the stream's rows
     kPredictor,  // networks that read the stream
+    kScores,     // true scores: a pass of all rows of the stream through the layers chosen for
   };
   By by = By::kPlace;
   // It reads a stream made for it: of the rows that may enter, or gathered where ranks share them.
@@ -82,6 +84,12 @@ struct RowChooser {
   int64_t held_bytes = 0;
   int64_t first_width = 0;
   bool flat_slice = false;
+  // Of true scores: how many layers a choice is for, at most; whether queries and keys are rotated
+  // first; whether the MLP chooses by itself.
+  int64_t layers = 1;
+  bool rotated = false;
+  bool mlp = false;
+  int64_t block = 64;  // rows; scores are of all pairs of blocks
 
   bool operator==(const RowChooser&) const = default;
 };
@@ -118,6 +126,7 @@ struct MemoryOptions {
   // have (an evaluation's too), for which the stream is made.
   int64_t batch_rows = 0;
   int64_t rows_max = 0;
+  int64_t longest = 0;  // of the micro-batch's documents, likewise; for choices by true scores
   // Rows that enter the stream: fewer than the batch's where one choice holds for all layers.
   int64_t stream_rows = 0;
   int64_t labelled = 0;   // rows of the stream that carry loss

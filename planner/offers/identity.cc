@@ -60,6 +60,11 @@ void AddChooser(const TokenChoice& choice, Digest* digest) {
                                 by.first_width, int64_t{by.flat_slice}}) {
       digest->Add(value);
     }
+    if (by.by == RowChooser::By::kScores) {
+      for (const int64_t value : {by.layers, int64_t{by.rotated}, int64_t{by.mlp}, by.block}) {
+        digest->Add(value);
+      }
+    }
   }
   if (choice.table) {
     digest->Add("table");
@@ -112,6 +117,15 @@ std::string IdOf(const OfferRequest& request, const Offer& offer) {
   if (request.sequence && offer.tensor_ranks > 1) digest.Add("sequence");
   for (const LayerStorage& storage : offer.storage) {
     digest.Add(2 * static_cast<int64_t>(storage.stored) + (storage.offload ? 1 : 0));
+  }
+  if (request.learning) {
+    const LearningHeads& heads = request.learning->heads;
+    digest.Add("learning");
+    for (const int64_t value :
+         {heads.block, heads.r1, heads.r2, heads.p, int64_t{heads.flat_slice}, int64_t{heads.mlp},
+          heads.joint, int64_t{heads.rotated}, int64_t{request.learning->allocates}}) {
+      digest.Add(value);
+    }
   }
   // The choice itself, not its place in the request.
   if (offer.token_choice >= 0) {

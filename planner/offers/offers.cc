@@ -84,6 +84,7 @@ class Enumeration {
   // What it runs, with its id; and with what it takes.
   Offer RunOf(const Candidate& candidate) const;
   Offer OfferOf(const Candidate& candidate) const;
+  MemoryForecast ForecastOf(const MemoryOptions& memory, int64_t micro_batches) const;
   // Fills in what an offer takes, by what it runs.
   void Fill(const Work& work, MemoryOptions memory, int64_t micro_batches, Offer* offer) const;
 
@@ -126,6 +127,7 @@ MemoryOptions Enumeration::MemoryOf(const Work& work, const RankSplit& split,
   const bool enters = ChoiceOf(work) != nullptr && ChoiceOf(work)->scope == Scope::kStack;
   memory.stream_rows = enters ? memory.layers.front().stream : memory.batch_rows;
   memory.rows_max = memory.batch_rows;
+  memory.longest = std::min(memory.batch_rows, work.load.longest.front());
   memory.labelled = static_cast<int64_t>(
       std::ceil(static_cast<double>(memory.layers.back().stream) * request_.labelled_share));
   memory.documents =
@@ -168,7 +170,7 @@ int64_t Enumeration::AddCandidate(Path& path, const StepClock& clock, size_t ste
   }
   const double seconds = clock.Step(storage, path.run.micro_batches).Total();
   Candidate candidate{.run = paths_.size(), .steps = steps};
-  candidate.price = {.bytes = ForecastMemory(path.memory).high.total,
+  candidate.price = {.bytes = ForecastOf(path.memory, path.run.micro_batches).high.total,
                      .seconds = seconds * static_cast<double>(request_.steps),
                      .kept = works_[path.run.work].load.kept_share,
                      .chosen = works_[path.run.work].token_choice >= 0};
@@ -261,6 +263,22 @@ Offer Enumeration::RunOf(const Candidate& candidate) const {
   return offer;
 }
 
+MemoryForecast Enumeration::ForecastOf(const MemoryOptions& memory, int64_t micro_batches) const {
+  if (!request_.learning) return ForecastMemory(memory);
+  return ForecastLearning({.shape = memory.shape,
+                           .element_bytes = memory.element_bytes,
+                           .heads = request_.learning->heads,
+                           .rows = memory.batch_rows,
+                           .longest = memory.longest,
+                           .documents = memory.documents,
+                           .micro_batches = micro_batches,
+                           .measured = {.rows = memory.batch_rows,
+                                        .longest = memory.longest,
+                                        .labelled = memory.batch_rows},
+                           .allocates = request_.learning->allocates,
+                           .threads = memory.threads});
+}
+
 Offer Enumeration::OfferOf(const Candidate& candidate) const {
   Offer offer = RunOf(candidate);
   const Path& path = paths_[candidate.run];
@@ -274,7 +292,7 @@ void Enumeration::Fill(const Work& work, MemoryOptions memory, int64_t micro_bat
     memory.layers[l].stored = offer->storage[l].stored;
     memory.layers[l].offload = offer->storage[l].offload;
   }
-  offer->memory = ForecastMemory(memory);
+  offer->memory = ForecastOf(memory, micro_batches);
   const StepClock clock(request_, work.load,
                         {offer->tensor_ranks, offer->data_ranks, offer->sharding}, ChoiceOf(work));
   offer->step = clock.Step(offer->storage, micro_batches);
@@ -384,8 +402,11 @@ size_t PreferredOf(const std::vector<Price>& prices, Preference preference) {
 
 void Enumeration::Enumerate() {
   for (const Stored stored : kStored) {
+    // Where nothing goes backward, nothing is kept for it.
+    if (request_.learning && stored != Stored::kInput) continue;
     storages_.push_back({stored, false});
-    if (request_.may_offload && request_.device.own_memory) storages_.push_back({stored, true});
+    const bool offloads = request_.may_offload && request_.device.own_memory && !request_.learning;
+    if (offloads) storages_.push_back({stored, true});
   }
   AddWorkloads();
   for (size_t work = 0; work < works_.size(); ++work) {

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "planner/cost_model.h"
+#include "planner/memory/learning.h"
 #include "planner/memory/memory.h"
 #include "planner/operators.h"
 
@@ -125,10 +126,18 @@ struct OfferBounds {
 
 enum class Preference { kFastest, kSmallest, kMostExact };
 
+// A run that trains a predictor for the frozen model, in place of a tuner. By one rank, on all
+// rows; its micro-batches alone are left to choose.
+struct Learning {
+  LearningHeads heads;
+  bool allocates = false;  // as LearningOptions has it
+};
+
 struct OfferRequest {
   ModelShape shape;
   int64_t element_bytes = 4;
   MemoryTuning tuning;
+  std::optional<Learning> learning;  // `tuning` is then of nothing
   DataShape data;
   int64_t window = 0;                  // rows of a sequence at most
   std::vector<int64_t> short_windows;  // others that the job allows

@@ -93,6 +93,16 @@ std::vector<std::string> FaultsOf(const OfferRequest& request) {
               bounds.device_seconds_max >= 0 && bounds.keep_min >= 0 && bounds.keep_min <= 1,
           "bounds: must not be negative, and keep_min at most 1");
   CheckTokens(request, &faults);
+  if (request.learning) {
+    const LearningHeads& heads = request.learning->heads;
+    require(std::min({heads.block, heads.r1, heads.r2, heads.p}) > 0 && heads.joint >= 0,
+            "learning.heads: every size must be above 0");
+    require(request.tokens.empty() && !request.tuning.full,
+            "learning: excludes tuning and choices of rows");
+    require(request.world_sizes == std::vector<int64_t>{1},
+            "world_sizes: a predictor is trained "
+            "by one rank");
+  }
   // Otherwise there might be no candidate at all.
   bool fits = false;
   for (const int64_t world : request.world_sizes) {

@@ -47,6 +47,12 @@ SharedRates RatesOf(const DeviceRates& device, int64_t ranks) {
           .step_seconds = device.step_seconds};
 }
 
+std::vector<OperatorWork> Joined(const std::vector<std::vector<OperatorWork>>& lists) {
+  std::vector<OperatorWork> all;
+  for (const auto& list : lists) all.insert(all.end(), list.begin(), list.end());
+  return all;
+}
+
 bool Alike(const LayerRows& a, const LayerRows& b) {
   return a.attention == b.attention && a.mlp == b.mlp && a.pairs == b.pairs &&
          a.separate == b.separate && a.indexed == b.indexed;
@@ -128,8 +134,12 @@ StepClock::StepClock(const OfferRequest& request, const Workload& workload, cons
     forward_ += forward;
     backward_ += backward;
   }
-  head_ = of_data_ * Price(Head());
   selection_ = of_data_ * Price(Selection());
+  if (request.learning) {
+    backward_ = of_data_ * Price(Lessons());
+  } else {
+    head_ = of_data_ * Price(Head());
+  }
 }
 
 double StepClock::Price(const std::vector<OperatorWork>& work) const {
@@ -145,12 +155,40 @@ std::vector<OperatorWork> StepClock::Head() const {
 }
 
 std::vector<OperatorWork> StepClock::Selection() const {
+  if (request_.learning) {
+    double rows = 0, pairs = 0;
+    for (const LayerRows& layer : workload_.layers) {
+      rows += static_cast<double>(layer.attention);
+      pairs += layer.pairs;
+    }
+    return ScoreOperators(request_.shape, rows, pairs);
+  }
   if (choice_ == nullptr) return {};
+  if (choice_->chooser.by == RowChooser::By::kScores) {
+    return Joined({QueryKeyOperators(request_.shape, tuning_, workload_.score_rows, pass_),
+                   ScoreOperators(request_.shape, workload_.score_rows, workload_.score_pairs),
+                   OfLayer(workload_.passed).forward});
+  }
   return SelectionOperators(request_.shape, workload_.scored_rows, choice_->chooser.first_width,
                             choice_->chooser.by != RowChooser::By::kPlace, pass_);
 }
 
+std::vector<OperatorWork> StepClock::Lessons() const {
+  const LearningHeads& heads = request_.learning->heads;
+  const auto rows = static_cast<double>(workload_.rows);
+  const auto layers = static_cast<double>(request_.shape.layers);
+  std::vector<OperatorWork> work = LearningOperators(
+      request_.shape, rows * (layers + static_cast<double>(heads.joint)), 2 * heads.r1, pass_);
+  if (!heads.mlp) return work;
+  return Joined({work, LearningOperators(request_.shape, rows * layers, kMlpHeadNeurons, pass_)});
+}
+
 std::vector<OperatorWork> StepClock::Update(int64_t micro_batches) const {
+  if (request_.learning) {
+    const auto parameters =
+        static_cast<double>(request_.learning->heads.Parameters(request_.shape));
+    return {{Operator::kUpdate, parameters, parameters, 0}};
+  }
   const double parameters = static_cast<double>(CountTrainable(request_.shape, request_.tuning)) /
                             static_cast<double>(split_.tensor_ranks);
   const double updated = split_.sharding == Sharding::kNone
@@ -238,7 +276,7 @@ StepSeconds StepClock::Step(std::span<const LayerStorage> storage, int64_t micro
                    .head = head_,
                    .selection = selection_,
                    .ratio = ratio_};
-  for (size_t l = 0; l < storage.size(); ++l) {
+  for (size_t l = 0; l < storage.size() && !request_.learning; ++l) {
     const int i = static_cast<int>(storage[l].stored);
     step.forward += layers_[l].kept[i];
     step.replay += layers_[l].replay[i];
@@ -268,12 +306,16 @@ std::vector<OperatorSeconds> StepClock::Operators(std::span<const LayerStorage> 
   for (size_t l = 0; l < storage.size(); ++l) {
     const int i = static_cast<int>(storage[l].stored);
     const LayerOperators layer = OfLayer(workload_.layers[l]);
+    if (request_.learning) {
+      add(layer.forward, of_data_);
+      continue;
+    }
     for (const auto* work : {&layer.forward, &layer.kept[i], &layer.replay[i], &layer.backward}) {
       add(*work, of_data_);
     }
     if (storage[l].offload) offloaded += layers_[l].copies[i];
   }
-  add(Head(), of_data_);
+  add(request_.learning ? Lessons() : Head(), of_data_);
   add(Selection(), of_data_);
   add(Update(micro_batches), 1);
   std::vector<OperatorSeconds> operators;

@@ -56,6 +56,7 @@ class StepClock {
   LayerOperators OfLayer(const LayerRows& rows) const;
   std::vector<OperatorWork> Head() const;
   std::vector<OperatorWork> Selection() const;
+  std::vector<OperatorWork> Lessons() const;  // of heads that learn
   std::vector<OperatorWork> Update(int64_t micro_batches) const;
   bool SumsAgain(int64_t layer, const LayerStorage& storage) const;
   Sums SumsOf(std::span<const LayerStorage> storage, int64_t micro_batches) const;

@@ -35,6 +35,35 @@ double ScoredRowsOf(const TokenChoice& choice, int64_t length, int64_t count) {
   return rows * static_cast<double>(count);
 }
 
+// What choices by true scores compute in `count` documents of so many rows: of the layers that one
+// is for, all but the last are passed through, and each is scored.
+void AddTrueScores(const TokenChoice& choice, int64_t length, int64_t count, Workload* work) {
+  const auto add = [&](int64_t rows, double scored, double passed) {
+    const auto number = static_cast<double>(rows * count);
+    const double pairs = static_cast<double>(count) * CausalPairs(rows);
+    work->score_rows += scored * number;
+    work->score_pairs += scored * pairs;
+    work->passed.attention += Ceil(passed * number);
+    work->passed.mlp += Ceil(passed * number);
+    work->passed.pairs += passed * pairs;
+  };
+  const auto layers = static_cast<int64_t>(choice.keep.size());
+  double share = 1;
+  for (int64_t l = 0; l < layers; ++l) {
+    const double keep = choice.keep[l];
+    if (choice.scope == Scope::kLayer) {
+      if (keep >= 1) continue;
+      const auto of_choice = static_cast<double>(choice.chooser.layers);
+      add(length, 1, (of_choice - 1) / of_choice);
+      if (choice.mlp_own) work->passed.mlp += length * count;
+    } else if (keep < share) {
+      const auto above = static_cast<double>(layers - l);
+      add(Kept(length, share, choice.block).rows, above, above - 1);
+      share = keep;
+    }
+  }
+}
+
 // Of a run that computes all rows in `share` of its steps the mean step, and the largest one.
 void AddDenseSteps(double share, const Workload& dense, Workload* work) {
   const auto mean = [share](auto sparse, auto of_all) {
@@ -48,6 +77,11 @@ void AddDenseSteps(double share, const Workload& dense, Workload* work) {
     layer.pairs = mean(layer.pairs, dense.layers[l].pairs);
   }
   work->scored_rows *= 1 - share;
+  work->score_rows *= 1 - share;
+  work->score_pairs *= 1 - share;
+  work->passed.attention = Ceil(mean(work->passed.attention, 0));
+  work->passed.mlp = Ceil(mean(work->passed.mlp, 0));
+  work->passed.pairs *= 1 - share;
   work->head_rows = Ceil(mean(work->head_rows, dense.head_rows));
   work->kept_share = mean(work->kept_share, dense.kept_share);
   work->most_kept = dense.most_kept;
@@ -80,7 +114,11 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
     }
     int64_t last = length;  // rows of the stream behind the last layer
     double before = -1;
-    if (choice != nullptr) work.scored_rows += ScoredRowsOf(*choice, length, count);
+    if (choice != nullptr && choice->chooser.by == RowChooser::By::kScores) {
+      AddTrueScores(*choice, length, count, &work);
+    } else if (choice != nullptr) {
+      work.scored_rows += ScoredRowsOf(*choice, length, count);
+    }
     for (int64_t l = 0; l < layers; ++l) {
       const double keep = choice != nullptr && !choice->keep.empty() ? choice->keep[l] : 1.0;
       LayerRows& sums = work.layers[l];

@@ -15,8 +15,12 @@ struct Workload {
   int64_t sequences = 0;  // that they make
   // Of each layer, added up over the data.
   std::vector<LayerRows> layers;
-  int64_t head_rows = 0;          // rows of the stream that the head sees and that carry loss
-  double scored_rows = 0;         // that choices of rows look at
+  int64_t head_rows = 0;   // rows of the stream that the head sees and that carry loss
+  double scored_rows = 0;  // that choices of rows look at
+  // Of choices by true scores: rows of queries and keys, and pairs of them; and what passes through
+  // whole layers to get there.
+  double score_rows = 0, score_pairs = 0;
+  LayerRows passed;
   double kept_share = 1;          // of the rows of the request's own window
   std::vector<double> most_kept;  // share of a document's rows, by layer
   std::vector<double> least_kept;

@@ -41,6 +41,37 @@ double Mean(const json& values) {
   return sum / static_cast<double>(values.size());
 }
 
+// What its plan says it takes is what it may have: with less it does not begin.
+TEST(Predictor, KeepsABudgetThatIsPlanned) {
+  const Workspace workspace;
+  json spec = PredictorSpec(json::object());
+  const Outcome plan = workspace.Run(spec, {"--plan", "--json"});
+  ASSERT_EQ(plan.exit_code, 0) << plan.out << plan.err;
+  const json offers = json::parse(plan.out).at("offers");
+  ASSERT_FALSE(offers.empty());
+  const json& offer = offers[0];
+  const int64_t high = offer.at("high").at("total").get<int64_t>();
+  for (const auto& [field, value] : offer.at("overrides").at("train").items()) {
+    spec["train"][field] = value;
+  }
+  spec["memory"] = {{"budget_bytes", high}};
+  const Outcome kept = workspace.Run(spec);
+  ASSERT_EQ(kept.exit_code, 0) << kept.out << kept.err;
+  const json result = kept.Last("result");
+  EXPECT_LE(result.at("peak_bytes").at("total").get<int64_t>(), high);
+  EXPECT_GE(result.at("peak_bytes").at("total").get<int64_t>(), 9 * high / 10);
+  EXPECT_EQ(result.at("forecast").at("high_peak_bytes").get<int64_t>(), high);
+  EXPECT_GT(result.at("forecast").at("measured_step_seconds").get<double>(), 0);
+
+  spec["output"]["dir"] = "refused";
+  spec["memory"]["budget_bytes"] = high - 1;
+  const Outcome refused = workspace.Run(spec);
+  EXPECT_NE(refused.exit_code, 0);
+  EXPECT_THAT(refused.Last("error").at("message").get<std::string>(),
+              StartsWith("memory.budget_bytes: "));
+  EXPECT_FALSE(std::filesystem::exists(workspace.path() / "refused/predictor"));
+}
+
 TEST(Predictor, MeasuresSharesByLayerThatRunsTake) {
   const Workspace workspace;
   const Outcome trained = workspace.Run(PredictorSpec({{"allocate", 0.5}}));

@@ -115,7 +115,8 @@ Trial RandomTrial(uint64_t seed, bool may_drop_rows, int64_t steps = kSteps) {
   spec.mutable_train()->set_seed(static_cast<uint32_t>(seed));
   if (may_drop_rows && random() % 3) {
     lemo::v1::TokensSpec& tokens = *spec.mutable_tokens();
-    tokens.set_policy(Pick<std::string>({"random", "recency", "norm", "predictor"}, &random));
+    tokens.set_policy(
+        Pick<std::string>({"random", "recency", "norm", "oracle", "predictor"}, &random));
     tokens.set_scope(Pick<std::string>({"stack", "nested", "layer", "group"}, &random));
     tokens.add_keep(Pick<double>({0.3, 0.6, 1.0}, &random));
     tokens.set_block(16);
@@ -324,6 +325,7 @@ TEST_F(Squeeze, MeasuredPeaksStayWithinAnyBudget) {
   for (uint64_t seed = 1; seed <= 40; ++seed) {
     SCOPED_TRACE(absl::StrCat("seed ", seed));
     const Trial trial = RandomTrial(seed, /*may_drop_rows=*/true);
+    SCOPED_TRACE(trial.spec.ShortDebugString());
     const Outcome free = Run(trial, 0);
     ASSERT_TRUE(free.status.ok()) << free.status;
     // A budget of one byte is refused before a tensor is made, and says what would do.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -112,16 +113,12 @@ TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
     EXPECT_THAT(known, testing::StartsWith("not measured on this model; the study of "));
   }
   EXPECT_FALSE(request.tokens[0].loss_gap);
-  for (const auto& [name, value] :
-       {std::pair<const char*, nlohmann::json>{"online", nlohmann::json::object()},
-        {"policy", "oracle"}}) {
-    nlohmann::json tokens = {{"policy", "random"}, {"scope", "layer"}};
-    tokens[name] = value;
-    const absl::StatusOr<OfferRequest> refused =
-        PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), Facts());
-    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << name;
-    EXPECT_THAT(std::string(refused.status().message()), HasSubstr("cannot be planned")) << name;
-  }
+  const nlohmann::json learns = {
+      {"policy", "predictor"}, {"scope", "layer"}, {"online", nlohmann::json::object()}};
+  const absl::StatusOr<OfferRequest> refused =
+      PlanRequestOf(SpecOf({{"tokens", learns}}), SmallLlama(), Facts());
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("cannot be planned"));
 }
 
 planner::TokenChoice ChoiceOf(const nlohmann::json& tokens, const PlanFacts& facts = Facts()) {
@@ -143,6 +140,21 @@ TEST(PlanRequest, HasWhatRowsAreChosenBy) {
   EXPECT_EQ(group.scope, planner::Scope::kLayer);
   EXPECT_EQ(group.chooser, planner::RowChooser());
   EXPECT_FALSE(group.table);
+  // True scores take a pass through the layers that a choice is for.
+  const auto layers_of = [](const nlohmann::json& tokens) {
+    const planner::TokenChoice choice = ChoiceOf(tokens);
+    EXPECT_EQ(choice.chooser.by, By::kScores);
+    return choice.chooser.layers;
+  };
+  const nlohmann::json oracle = {{"policy", "oracle"}, {"keep", {0.5}}};
+  const auto with = [&oracle](nlohmann::json fields) {
+    fields.update(oracle);
+    return fields;
+  };
+  EXPECT_EQ(layers_of(with({{"scope", "stack"}})), 4);
+  EXPECT_EQ(layers_of(with({{"scope", "nested"}, {"layers", "auto"}})), 3);
+  EXPECT_EQ(layers_of(with({{"scope", "layer"}})), 1);
+  EXPECT_EQ(layers_of(with({{"scope", "group"}, {"layers", "all"}, {"group_layers", 3}})), 3);
   const planner::TokenChoice table =
       ChoiceOf({{"policy", "table"}, {"table_score", "entropy"}, {"keep", {0.5}}});
   ASSERT_TRUE(table.table);
@@ -161,6 +173,44 @@ TEST(PlanRequest, CountsThePredictorAndRefusesToPlanWithoutOne) {
   EXPECT_EQ(known.chooser.held_bytes, 1000);
   EXPECT_TRUE(known.chooser.own_stream);
   EXPECT_THAT(known.evidence, HasSubstr("71 %"));
+  EXPECT_THAT(known.evidence, HasSubstr("+2.3 % reading on at 8,192"));
+  facts.predictor->steps = 2400;
+  EXPECT_THAT(ChoiceOf(tokens, facts).evidence, HasSubstr("+1.8 % reading on at 8,192"));
+}
+
+// Of its training the micro-batch alone is to be chosen.
+TEST(PlanRequest, APredictorsTrainingHasOffersToo) {
+  const nlohmann::json changes = {
+      {"tuner", nullptr}, {"predictor", {{"nested_from", {2}}, {"mlp", false}, {"r1", 32}}}};
+  const OfferRequest request = RequestOf(changes);
+  ASSERT_TRUE(request.learning);
+  EXPECT_EQ(request.learning->heads.joint, 2);
+  EXPECT_EQ(request.learning->heads.r1, 32);
+  EXPECT_FALSE(request.learning->heads.mlp);
+  const planner::Offers offers = MakeOffers(request);
+  ASSERT_TRUE(offers.preferred);
+  EXPECT_EQ(offers.candidates, 3);  // 1, 2 and 4 sequences at a time
+  PlanTimes times;
+  times.rates.set_type("cpu");
+  times.rates.set_compute_type("float32");
+  const lemo::v1::PlanResult plan = PlanMessage(request, offers, times);
+  for (const lemo::v1::Offer& offer : plan.offers()) {
+    EXPECT_EQ(offer.storage_size(), 0);
+    EXPECT_FALSE(offer.overrides().has_memory());
+    EXPECT_FALSE(offer.overrides().has_parallel());
+    EXPECT_EQ(offer.overrides().train().micro_batch_tokens(),
+              offer.micro_batch_sequences() * offer.window());
+    EXPECT_EQ(offer.kept(), 1);
+    EXPECT_THAT(offer.quality(), HasSubstr("card"));
+    // Values, gradients and two moments of five networks.
+    const int64_t of_head = 2 * (32 * request.shape.hidden + 128 * 64 + 64 * 128);
+    EXPECT_EQ(offer.expected().trainable(), 16 * (request.shape.layers + 2) * of_head);
+    EXPECT_GT(offer.step().selection(), 0);
+    EXPECT_GT(offer.step().backward(), 0);
+    EXPECT_EQ(offer.step().head(), 0);
+  }
+  const auto refused = PlanRequestOf(SpecOf(changes), SmallLlama(), Facts(), {.world_sizes = {2}});
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("by one rank"));
 }
 
 // How many blocks pass is not known: bytes are for all, seconds for what passed when the card was
@@ -406,6 +456,49 @@ TEST(PlanMessage, SaysWhatABoundWouldHaveToBecome) {
   EXPECT_GT(result.advice(0).needed(), 1000);
   EXPECT_EQ(result.advice(1).bound(), "max_device_hours");
   EXPECT_EQ(result.advice(1).asked(), 10);
+}
+
+TEST(PlanMessage, PlansOfSeveralTypesOfDevicesAreOne) {
+  const auto plan_of = [](const std::string& type, double speed, int64_t bytes_max) {
+    OfferRequest request = RequestOf(nlohmann::json::object());
+    request.device.type = "cpu, " + type;
+    request.device.compute.products *= speed;
+    request.device.compute.attention *= speed;
+    request.bounds.memory_bytes_max = bytes_max;
+    PlanTimes times;
+    times.device_type = type;
+    times.rates.set_type("cpu");
+    times.rates.set_products(speed);
+    times.notes = {"measured"};
+    return PlanMessage(request, MakeOffers(request), times);
+  };
+  const lemo::v1::PlanResult slow = plan_of("slow", 1, 0), fast = plan_of("fast", 3, 0);
+  const lemo::v1::PlanResult both = MergedPlans({slow, fast}, planner::Preference::kFastest);
+  EXPECT_EQ(both.offers_size(), slow.offers_size() + fast.offers_size());
+  EXPECT_EQ(both.preferred(), fast.preferred());
+  EXPECT_EQ(both.rates().products(), 3);
+  EXPECT_EQ(both.candidates(), slow.candidates() + fast.candidates());
+  std::set<std::string> ids;
+  for (int i = 0; i < both.offers_size(); ++i) {
+    ids.insert(both.offers(i).id());
+    if (i > 0) EXPECT_GE(both.offers(i).high().total(), both.offers(i - 1).high().total());
+  }
+  EXPECT_EQ(ids.size(), static_cast<size_t>(both.offers_size()));
+  EXPECT_THAT(both.notes(), testing::IsSupersetOf({"slow: measured", "fast: measured"}));
+
+  // Within the bounds on one of them is within the bounds.
+  const lemo::v1::PlanResult none = plan_of("small", 3, 1000);
+  const lemo::v1::PlanResult one = MergedPlans({none, slow}, planner::Preference::kFastest);
+  EXPECT_EQ(one.preferred(), slow.preferred());
+  EXPECT_EQ(one.nearest_size(), 0);
+  EXPECT_EQ(one.advice_size(), 0);
+  // Else the easier change is told.
+  lemo::v1::PlanResult nearer = none;
+  nearer.mutable_advice(0)->set_needed(1001);
+  const lemo::v1::PlanResult neither = MergedPlans({none, nearer}, planner::Preference::kFastest);
+  ASSERT_EQ(neither.advice_size(), 1);
+  EXPECT_EQ(neither.advice(0).needed(), 1001);
+  EXPECT_GT(neither.nearest_size(), none.nearest_size());
 }
 
 TEST(PlanTable, StorageIsTold) {

@@ -276,13 +276,11 @@ TEST(ValidateRunSpec, ABudgetIsForWhatCanBeForecast) {
   std::vector<std::string> elastic = threshold;
   elastic.insert(elastic.end(), {"memory.elastic=true", "memory.min_keep=0.3"});
   EXPECT_THAT(FaultsWith(elastic), ElementsAre(HasSubstr("memory.elastic: the thresholds say")));
-  for (const std::string policy : {"table", "predictor"}) {
+  for (const std::string policy : {"table", "predictor", "oracle"}) {
     EXPECT_THAT(FaultsWith({"memory.budget_bytes=9", "tokens.policy=" + policy}), IsEmpty());
   }
-  for (const std::vector<std::string>& other :
-       std::vector<std::vector<std::string>>{{"tokens.policy=oracle"},
-                                             {"tokens.policy=predictor", "tokens.online={}"},
-                                             {"model.compute_type=float64"}}) {
+  for (const std::vector<std::string>& other : std::vector<std::vector<std::string>>{
+           {"tokens.policy=predictor", "tokens.online={}"}, {"model.compute_type=float64"}}) {
     std::vector<std::string> assignments = {"memory.budget_bytes=9"};
     assignments.insert(assignments.end(), other.begin(), other.end());
     EXPECT_THAT(FaultsWith(assignments),

@@ -99,7 +99,7 @@ MemoryOptions PassOf(const StepModel& model, int64_t rows, int64_t longest) {
       options.shape.layers,
       {.stored = Stored::kInput, .stream = 1, .attention = 1, .mlp = 1, .longest = 1});
   // The step beside it is of one row, which no pass is below.
-  options.batch_rows = options.stream_rows = options.labelled = 1;
+  options.batch_rows = options.stream_rows = options.labelled = options.longest = 1;
   options.rows_max = rows;
   options.evaluation = {.rows = rows, .longest = longest, .labelled = rows};
   return options;
@@ -173,6 +173,7 @@ StepNeed NeedOf(const StepModel& model, std::span<const int32_t> document_starts
     options.layers[l].offload = storage[l].offload;
   }
   options.batch_rows = piece.rows;
+  options.longest = piece.longest;
   options.stream_rows = options.rows_max = piece.stream;
   options.labelled = std::max<int64_t>(1, piece.labelled);
   options.documents = piece.documents;

@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/status_macros.h"
+#include "worker/train/loop/predictor_run.h"
 #include "worker/train/model/family/family.h"
 #include "worker/train/model/family/run_length.h"
 #include "worker/train/model/model_split.h"
@@ -161,6 +162,15 @@ absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations*
   OpenModel(inputs, violations);
   if (!inputs->text) return violations->ToStatus();
   LEMO_RETURN_IF_ERROR(OpenData(inputs, ExistingCache(spec), /*want_train=*/true, violations));
+  const lemo::v1::TokensSpec& tokens = spec.tokens();
+  if (tokens.policy() == "predictor" && tokens.predictor() != "auto") {
+    constexpr const char* kField = "tokens.predictor";
+    const absl::Status found = NamedPredictor(spec, inputs->config).status();
+    if (!found.ok()) {
+      violations->Add(kField,
+                      std::string(absl::StripPrefix(found.message(), absl::StrCat(kField, ": "))));
+    }
+  }
   return violations->ToStatus();
 }
 

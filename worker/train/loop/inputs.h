@@ -36,7 +36,8 @@ absl::Status OpenData(Inputs* inputs, const std::string& cache_dir, bool want_tr
 // makes none. Empty for nowhere.
 std::string ExistingCache(const lemo::v1::RunSpec& spec);
 
-// OpenModel and OpenData for such a command; writes nothing.
+// OpenModel and OpenData for such a command, and whether the predictor that the spec names fits;
+// writes nothing.
 absl::Status Validate(const lemo::v1::RunSpec& spec, Inputs* inputs, Violations* violations);
 
 // An error with the field of the spec that it comes from, which it need not name yet.

@@ -28,6 +28,8 @@
 namespace lemo::train {
 namespace {
 
+using planner::OfferRequest;
+
 constexpr int kGoes = 5;
 
 // Median of several goes, after one that warms up.
@@ -75,15 +77,18 @@ struct KnownRates {
 
 // Those of the device that is planned for, else those that are given for this one and its type, or
 // that the default file has, or measured ones.
-KnownRates RatesOf(const Compute& compute, const lemo::v1::PlanOptions& options) {
+KnownRates RatesOf(const Compute& compute, const lemo::v1::PlannedDevice& device,
+                   const lemo::v1::PlanOptions& options) {
   KnownRates known{DeviceOf(compute), {}, {}};
-  if (const lemo::v1::PlannedDevice& device = options.device(); device.threads() > 0) {
+  if (device.threads() > 0) {
     lemo::v1::DeviceRates wanted = known.rates;
     wanted.set_threads(device.threads());
-    if (const auto* given = FindRates(options.rates(), wanted, kLemoVersion)) {
-      return {*given,
-              SharedRates(options.rates(), *given, kLemoVersion),
-              {absl::StrCat("times are those of ", device.source())}};
+    for (const RatesList* list : {&device.rates(), &options.rates()}) {
+      if (const auto* given = FindRates(*list, wanted, kLemoVersion)) {
+        return {*given,
+                SharedRates(*list, *given, kLemoVersion),
+                {absl::StrCat("times are those of ", device.source())}};
+      }
     }
     known.notes.push_back(absl::StrCat("times are of this machine: ", device.source(),
                                        " is not calibrated in ", wanted.compute_type(), " by lemo ",
@@ -163,6 +168,53 @@ PlanFacts FactsOf(const Inputs& inputs, const Compute& compute, planner::DeviceR
   return facts;
 }
 
+namespace {
+
+// The offers of one device, or of one type of them.
+struct DevicePlan {
+  OfferRequest request;
+  planner::Offers offers;
+  PlanTimes times;
+};
+
+absl::StatusOr<DevicePlan> PlanFor(const lemo::v1::PlannedDevice& device,
+                                   const lemo::v1::PlanOptions& options, const PlanWishes& wishes,
+                                   const Inputs& inputs, const Compute& compute, PlanFacts facts) {
+  KnownRates known = RatesOf(compute, device, options);
+  facts.device = PlannerRates(known.rates, /*own_memory=*/!compute.device.is_cpu(), known.shared);
+  // Offers of two types are two, though both were measured to be equally fast.
+  if (!device.type().empty()) absl::StrAppend(&facts.device.type, ", ", device.type());
+  if (compute.device.is_cpu() && device.most_threads() > 0) {
+    facts.device.threads = device.most_threads();
+  }
+  DevicePlan plan;
+  LEMO_ASSIGN_OR_RETURN(plan.request, PlanRequestOf(inputs.spec, inputs.config, facts, wishes));
+  OfferRequest& request = plan.request;
+  for (const lemo::v1::DeviceRates& of : known.shared) {
+    known.notes.push_back(absl::StrCat("offers of ", of.ranks(), " ranks: ", RatesInWords(of)));
+  }
+  plan.times = {.rates = std::move(known.rates),
+                .device_type = device.type(),
+                .notes = std::move(known.notes)};
+  plan.times.kind = ForecastKind(request, inputs.config.family, plan.times.rates);
+  for (const int64_t ranks : request.world_sizes) {
+    lemo::v1::RunForecast kind = plan.times.kind;
+    kind.set_ranks(static_cast<int32_t>(ranks));
+    HistoryOfKind& history = plan.times.history[ranks];
+    history = FindHistory(options.history(), kind);
+    request.time_ratios.push_back({.ranks = ranks, .ratio = history.correction.ratio});
+  }
+  if (wishes.offer.empty()) {
+    plan.offers = planner::MakeOffers(request);
+  } else {
+    plan.offers.front = planner::OffersNamed(request, wishes.offer);
+    if (!plan.offers.front.empty()) plan.offers.preferred = 0;
+  }
+  return plan;
+}
+
+}  // namespace
+
 absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRunOptions& options,
                                     Violations* violations) {
   PlanWishes wishes = WishesOf(options.options.plan(), "plan", violations);
@@ -175,51 +227,53 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
   LEMO_RETURN_IF_ERROR(Validate(spec, &inputs, violations));
   LEMO_ASSIGN_OR_RETURN(const Compute compute,
                         ChooseCompute(spec.device(), spec.model().compute_type()));
-  KnownRates known = RatesOf(compute, options.options);
   // A run may train a predictor; a plan only looks for one.
   const auto quiet = [](const lemo::v1::RunEvent&) {};
   const bool allocated = inputs.spec.tokens().layers() == kAllocated;
   if (!inputs.spec.tokens().has_online()) {  // which may begin without one, and is refused below
     LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, quiet, &inputs));
   }
-  PlanFacts facts =
-      FactsOf(inputs, compute,
-              PlannerRates(known.rates, /*own_memory=*/!compute.device.is_cpu(), known.shared));
+  PlanFacts facts = FactsOf(inputs, compute, /*device=*/{});
   facts.allocated = allocated;
-  if (compute.device.is_cpu() && options.options.device().most_threads() > 0) {
-    facts.device.threads = options.options.device().most_threads();
+  std::vector<lemo::v1::PlannedDevice> devices(options.options.devices().begin(),
+                                               options.options.devices().end());
+  if (devices.empty()) devices.push_back(options.options.device());
+  std::vector<DevicePlan> plans;
+  for (const lemo::v1::PlannedDevice& device : devices) {
+    LEMO_ASSIGN_OR_RETURN(DevicePlan plan,
+                          PlanFor(device, options.options, wishes, inputs, compute, facts));
+    plans.push_back(std::move(plan));
   }
-  LEMO_ASSIGN_OR_RETURN(planner::OfferRequest request,
-                        PlanRequestOf(inputs.spec, inputs.config, facts, wishes));
-  for (const lemo::v1::DeviceRates& of : known.shared) {
-    known.notes.push_back(absl::StrCat("offers of ", of.ranks(), " ranks: ", RatesInWords(of)));
-  }
-  PlanTimes times{.rates = std::move(known.rates), .notes = std::move(known.notes)};
-  times.kind = ForecastKind(request, inputs.config.family, times.rates);
-  for (const int64_t ranks : request.world_sizes) {
-    lemo::v1::RunForecast kind = times.kind;
-    kind.set_ranks(static_cast<int32_t>(ranks));
-    times.history[ranks] = FindHistory(options.options.history(), kind);
-    request.time_ratios.push_back({.ranks = ranks, .ratio = times.history[ranks].correction.ratio});
-  }
-  planner::Offers offers;
-  if (wishes.offer.empty()) {
-    offers = planner::MakeOffers(request);
-  } else {
-    offers.front = planner::OffersNamed(request, wishes.offer);
-    if (offers.front.empty()) {
-      violations->Add("plan.offer", absl::StrCat("no offer of this run that is within the bounds ",
-                                                 "begins with ", wishes.offer));
-      return violations->ToStatus();
-    }
-    offers.preferred = 0;
+  const bool any = std::any_of(plans.begin(), plans.end(),
+                               [](const DevicePlan& plan) { return !plan.offers.front.empty(); });
+  if (!wishes.offer.empty() && !any) {
+    violations->Add("plan.offer", absl::StrCat("no offer of this run that is within the bounds ",
+                                               "begins with ", wishes.offer));
+    return violations->ToStatus();
   }
   if (!options.json) {
-    std::string text = PlanTable(request, offers, RatesInWords(times.rates));
-    for (const std::string& note : times.notes) absl::StrAppend(&text, "note: ", note, "\n");
+    std::string text;
+    for (const DevicePlan& plan : plans) {
+      if (!plan.times.device_type.empty()) {
+        absl::StrAppend(&text, text.empty() ? "" : "\n", plan.times.device_type, ":\n");
+      }
+      absl::StrAppend(&text, PlanTable(plan.request, plan.offers, RatesInWords(plan.times.rates)));
+      for (const std::string& note : plan.times.notes) {
+        absl::StrAppend(&text, "note: ", note, "\n");
+      }
+    }
+    for (const std::string& note : options.options.notes()) {
+      absl::StrAppend(&text, "note: ", note, "\n");
+    }
     return text;
   }
-  return MessageToJson(PlanMessage(request, offers, times), {}).dump(1) + "\n";
+  std::vector<lemo::v1::PlanResult> results;
+  for (const DevicePlan& plan : plans) {
+    results.push_back(PlanMessage(plan.request, plan.offers, plan.times));
+  }
+  lemo::v1::PlanResult result = MergedPlans(std::move(results), plans.front().request.preference);
+  result.mutable_notes()->MergeFrom(options.options.notes());
+  return MessageToJson(result, {}).dump(1) + "\n";
 }
 
 }  // namespace lemo::train

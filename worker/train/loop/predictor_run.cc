@@ -11,11 +11,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/files.h"
+#include "common/format.h"
 #include "common/status_macros.h"
 #include "worker/train/data/batches.h"
 #include "worker/train/data/content_hash.h"
@@ -355,24 +357,75 @@ absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, c
   return trained;
 }
 
+absl::Status RunPredictor(const Inputs& inputs, const Compute& compute,
+                          lemo::v1::RunForecast forecast, const fs::path& dir,
+                          const EmitEvent& emit) {
+  const int64_t budget = inputs.spec.memory().budget_bytes();
+  if (budget > 0 && forecast.high_peak_bytes() > budget) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "memory.budget_bytes: ", HumanBytes(budget), " (", budget,
+        ") cannot be kept: training this predictor takes up to ", forecast.high_peak_bytes(),
+        ". A budget of that would do, or fewer rows at a time (train.micro_batch_tokens, "
+        "data.max_length)"));
+  }
+  if (compute.device.is_cpu()) SetMemoryLimit(budget);
+  const absl::Cleanup unlimited = [] { SetMemoryLimit(0); };
+  const absl::StatusOr<TrainedPredictor> trained =
+      TrainPredictor(inputs.spec, inputs, compute, dir, emit);
+  if (!trained.ok() && !absl::IsCancelled(trained.status())) return trained.status();
+  lemo::v1::RunEvent event;
+  lemo::v1::ResultEvent* result = event.mutable_result();
+  for (const auto set :
+       {&lemo::v1::ResultEvent::set_eval_loss_before, &lemo::v1::ResultEvent::set_eval_loss,
+        &lemo::v1::ResultEvent::set_perplexity_before, &lemo::v1::ResultEvent::set_perplexity,
+        &lemo::v1::ResultEvent::set_publish_max_logit_difference,
+        &lemo::v1::ResultEvent::set_train_loss, &lemo::v1::ResultEvent::set_tokens_per_second}) {
+    (result->*set)(kNan);
+  }
+  *result->mutable_peak_bytes() = PeakBytesOf(compute.device);
+  if (trained.ok()) {
+    result->set_predictor_dir(trained->dir.string());
+    result->set_train_loss(trained->loss);
+    result->set_steps(static_cast<int32_t>(trained->steps));
+    result->set_tokens(trained->tokens);
+    result->set_seconds(trained->seconds);
+    result->set_tokens_per_second(static_cast<double>(trained->tokens) / trained->seconds);
+    forecast.set_measured_step_seconds(trained->seconds / static_cast<double>(trained->steps));
+    forecast.set_measured_peak_bytes(result->peak_bytes().total());
+    *result->mutable_forecast() = std::move(forecast);
+  }
+  result->set_interrupted(!trained.ok());
+  emit(std::move(event));
+  return trained.status();
+}
+
+absl::StatusOr<Predictor> NamedPredictor(const lemo::v1::RunSpec& spec,
+                                         const DecoderConfig& config) {
+  Violations violations;
+  const TokenSettings settings = MakeTokenSettings(spec.tokens(), config.layers, &violations);
+  LEMO_RETURN_IF_ERROR(violations.ToStatus());
+  PredictorUse use = PredictorUseOf(settings, config);
+  LEMO_ASSIGN_OR_RETURN(use.base.fingerprint, BaseFingerprint(spec.model()));
+  absl::StatusOr<Predictor> predictor = ReadPredictor(spec.tokens().predictor());
+  const absl::Status status = predictor.ok() ? CheckFits(*predictor, use) : predictor.status();
+  if (status.ok()) return predictor;
+  return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
+}
+
 absl::Status ResolvePredictor(const Compute& compute, bool may_train, const EmitEvent& emit,
                               Inputs* inputs) {
   lemo::v1::TokensSpec* tokens = inputs->spec.mutable_tokens();
   if (tokens->policy() != "predictor") return absl::OkStatus();
+  if (tokens->predictor() != "auto") {
+    LEMO_ASSIGN_OR_RETURN(const Predictor predictor, NamedPredictor(inputs->spec, inputs->config));
+    TakeAllocation(predictor.card, tokens);
+    return absl::OkStatus();
+  }
   Violations violations;
   const TokenSettings settings = MakeTokenSettings(*tokens, inputs->config.layers, &violations);
   LEMO_RETURN_IF_ERROR(violations.ToStatus());
   PredictorUse use = PredictorUseOf(settings, inputs->config);
   LEMO_ASSIGN_OR_RETURN(use.base.fingerprint, BaseFingerprint(inputs->spec.model()));
-  if (tokens->predictor() != "auto") {
-    const absl::StatusOr<Predictor> predictor = ReadPredictor(tokens->predictor());
-    const absl::Status status = predictor.ok() ? CheckFits(*predictor, use) : predictor.status();
-    if (status.ok()) {
-      TakeAllocation(predictor->card, tokens);
-      return status;
-    }
-    return absl::Status(status.code(), absl::StrCat("tokens.predictor: ", status.message()));
-  }
   const std::string& dir = tokens->predictors_dir();
   std::vector<std::string> reasons;
   fs::path found;
@@ -432,6 +485,7 @@ std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarT
   const int64_t wide = std::max<int64_t>(element, 4);
   PredictorFacts facts;
   facts.flat_slice = predictor->card.shape.flat_slice;
+  facts.steps = predictor->card.steps;
   facts.allocated = predictor->card.allocated;
   double recall = 0;
   int64_t known = 0;

@@ -13,6 +13,7 @@
 #include "worker/train/loop/device.h"
 #include "worker/train/loop/inputs.h"
 #include "worker/train/plan/row_chooser.h"
+#include "worker/train/tokens/predictor/artifact.h"
 
 namespace lemo::train {
 
@@ -39,9 +40,21 @@ absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, c
                                                 const std::filesystem::path& dir,
                                                 const EmitEvent& emit);
 
+// A run whose spec trains a predictor (`inputs.spec.predictor`): the same within its budget, if it
+// has one, with a result event at the end. `forecast` is of the run, without what was measured.
+// ResourceExhausted where the budget is below the forecast's high end.
+absl::Status RunPredictor(const Inputs& inputs, const Compute& compute,
+                          lemo::v1::RunForecast forecast, const std::filesystem::path& dir,
+                          const EmitEvent& emit);
+
 // What the weights of a model, and the training data, are known by in a predictor's card.
 absl::StatusOr<std::string> BaseFingerprint(const lemo::v1::ModelSpec& model);
 absl::StatusOr<std::string> DataFingerprint(const lemo::v1::DataSpec& data);
+
+// The predictor that tokens.predictor names, which fits the model and the run's choices. Errors
+// name the field.
+absl::StatusOr<Predictor> NamedPredictor(const lemo::v1::RunSpec& spec,
+                                         const DecoderConfig& config);
 
 // For policy `predictor`; nothing to do for any other: makes `tokens.predictor` of inputs->spec the
 // directory of a predictor that fits model and settings. `auto` is the newest such one under

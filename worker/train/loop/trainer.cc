@@ -171,32 +171,11 @@ class Run {
 
   // A run whose result is a predictor, in place of Load, Steps and Finish.
   absl::Status Predict() {
-    const absl::StatusOr<TrainedPredictor> trained =
-        TrainPredictor(spec(), inputs_, compute_, output_->path() / kPredictorDirectory, Emitter());
-    RunEvent event;
-    lemo::v1::ResultEvent* result = event.mutable_result();
-    for (const auto set :
-         {&lemo::v1::ResultEvent::set_eval_loss_before, &lemo::v1::ResultEvent::set_eval_loss,
-          &lemo::v1::ResultEvent::set_perplexity_before, &lemo::v1::ResultEvent::set_perplexity,
-          &lemo::v1::ResultEvent::set_publish_max_logit_difference,
-          &lemo::v1::ResultEvent::set_train_loss, &lemo::v1::ResultEvent::set_tokens_per_second}) {
-      (result->*set)(kNan);
-    }
-    *result->mutable_peak_bytes() = PeakBytesOf(compute_.device);
-    if (trained.ok()) {
-      result->set_predictor_dir(trained->dir.string());
-      result->set_train_loss(trained->loss);
-      result->set_steps(static_cast<int32_t>(trained->steps));
-      result->set_tokens(trained->tokens);
-      result->set_seconds(trained->seconds);
-      result->set_tokens_per_second(static_cast<double>(trained->tokens) / trained->seconds);
-    } else if (!absl::IsCancelled(trained.status())) {
-      Withdraw();
-      return trained.status();
-    }
-    result->set_interrupted(!trained.ok());
-    reporter_.Emit(std::move(event));
-    return trained.status();
+    Foretell();
+    const absl::Status trained = RunPredictor(inputs_, compute_, forecast_,
+                                              output_->path() / kPredictorDirectory, Emitter());
+    if (!trained.ok() && !absl::IsCancelled(trained)) Withdraw();
+    return trained;
   }
 
   // A run that cannot begin leaves nothing behind.

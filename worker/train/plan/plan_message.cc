@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -35,7 +36,7 @@ lemo::v1::Offer OfferMessage(const OfferRequest& request, const Offer& offer,
   message.set_window(static_cast<int32_t>(offer.window));
   message.set_micro_batch_sequences(static_cast<int32_t>(offer.micro_batch_sequences));
   const std::vector<size_t> starts = StorageRuns(offer.storage);
-  for (size_t i = 0; i + 1 < starts.size(); ++i) {
+  for (size_t i = 0; i + 1 < starts.size() && !request.learning; ++i) {
     lemo::v1::LayerPolicy& run = *message.add_storage();
     run.set_first(static_cast<int32_t>(starts[i]));
     run.set_last(static_cast<int32_t>(starts[i + 1] - 1));
@@ -43,6 +44,7 @@ lemo::v1::Offer OfferMessage(const OfferRequest& request, const Offer& offer,
   }
   *message.mutable_overrides() = OverrideSpecOf(request, offer, rates.compute_type());
   message.set_device(rates.type().substr(0, rates.type().find(':')));
+  message.set_device_type(times.device_type);
   *message.mutable_low() = BytesOf(offer.memory.low);
   *message.mutable_expected() = BytesOf(offer.memory.expected);
   *message.mutable_high() = BytesOf(offer.memory.high);
@@ -98,6 +100,35 @@ lemo::v1::BoundAdvice AdviceMessage(const planner::BoundAdvice& advice) {
   return message;
 }
 
+// Whether the preference likes `a` more.
+bool Better(planner::Preference preference, const lemo::v1::Offer& a, const lemo::v1::Offer& b) {
+  if (preference == planner::Preference::kSmallest && a.high().total() != b.high().total()) {
+    return a.high().total() < b.high().total();
+  }
+  if (preference == planner::Preference::kMostExact && a.kept() != b.kept()) {
+    return a.kept() > b.kept();
+  }
+  return std::make_pair(a.run_seconds(), a.high().total()) <
+         std::make_pair(b.run_seconds(), b.high().total());
+}
+
+const lemo::v1::Offer* PreferredOf(const lemo::v1::PlanResult& plan) {
+  for (const lemo::v1::Offer& offer : plan.offers()) {
+    if (offer.id() == plan.preferred()) return &offer;
+  }
+  return nullptr;
+}
+
+// The easier of two ways to change one bound.
+void MergeAdvice(const lemo::v1::BoundAdvice& other, lemo::v1::BoundAdvice* advice) {
+  if (!other.has_needed()) return;
+  const bool least = other.bound() == "min_keep";
+  const double more = !advice->has_needed() ? other.needed()
+                      : least               ? std::max(advice->needed(), other.needed())
+                                            : std::min(advice->needed(), other.needed());
+  advice->set_needed(more);
+}
+
 }  // namespace
 
 lemo::v1::RunSpec OverrideSpecOf(const OfferRequest& request, const Offer& offer,
@@ -107,6 +138,7 @@ lemo::v1::RunSpec OverrideSpecOf(const OfferRequest& request, const Offer& offer
   spec.mutable_data()->set_max_length(static_cast<int32_t>(offer.window));
   spec.mutable_train()->set_micro_batch_tokens(
       static_cast<int32_t>(offer.window * offer.micro_batch_sequences));
+  if (request.learning) return spec;
   lemo::v1::MemorySpec& memory = *spec.mutable_memory();
   const std::vector<size_t> starts = StorageRuns(offer.storage);
   memory.set_policy(PolicyName(offer.storage.front()));
@@ -150,7 +182,8 @@ lemo::v1::PlanResult PlanMessage(const OfferRequest& request, const planner::Off
   message.add_notes(absl::StrCat("times are those of a device like the ", times.rates.type(),
                                  " that was measured, with nothing else on it; bytes do not depend "
                                  "on it"));
-  for (const std::string& note : times.notes) message.add_notes(note);
+  const std::string of_type = times.device_type.empty() ? "" : times.device_type + ": ";
+  for (const std::string& note : times.notes) message.add_notes(absl::StrCat(of_type, note));
   const bool any_alone = std::any_of(
       request.world_sizes.begin(), request.world_sizes.end(), [&request](int64_t ranks) {
         const auto& shared = request.device.shared;
@@ -164,6 +197,49 @@ lemo::v1::PlanResult PlanMessage(const OfferRequest& request, const planner::Off
         "; `mpirun -n RANKS lemo-train calibrate` measures what they do to one another"));
   }
   return message;
+}
+
+lemo::v1::PlanResult MergedPlans(std::vector<lemo::v1::PlanResult> plans,
+                                 planner::Preference preference) {
+  lemo::v1::PlanResult merged = std::move(plans.front());
+  std::vector<lemo::v1::BoundAdvice> advice(merged.advice().begin(), merged.advice().end());
+  for (size_t p = 1; p < plans.size(); ++p) {
+    lemo::v1::PlanResult& plan = plans[p];
+    const lemo::v1::Offer* const liked = PreferredOf(plan);
+    const lemo::v1::Offer* const before = PreferredOf(merged);
+    if (liked != nullptr && (before == nullptr || Better(preference, *liked, *before))) {
+      merged.set_preferred(plan.preferred());
+      *merged.mutable_rates() = plan.rates();
+    }
+    // Bounds, and so advice, are the same for all.
+    for (int i = 0; i < plan.advice_size(); ++i) {
+      const auto known = std::find_if(advice.begin(), advice.end(), [&](const auto& of) {
+        return of.bound() == plan.advice(i).bound();
+      });
+      known == advice.end() ? advice.push_back(plan.advice(i))
+                            : MergeAdvice(plan.advice(i), &*known);
+    }
+    merged.mutable_offers()->MergeFrom(plan.offers());
+    merged.mutable_nearest()->MergeFrom(plan.nearest());
+    merged.mutable_history()->MergeFrom(plan.history());
+    merged.set_candidates(merged.candidates() + plan.candidates());
+    for (const std::string& note : plan.notes()) {
+      const auto& notes = merged.notes();
+      if (std::find(notes.begin(), notes.end(), note) == notes.end()) merged.add_notes(note);
+    }
+  }
+  merged.clear_advice();
+  if (merged.offers_size() > 0) {
+    // What is not within the bounds on one type is on another.
+    merged.clear_nearest();
+    std::stable_sort(merged.mutable_offers()->begin(), merged.mutable_offers()->end(),
+                     [](const lemo::v1::Offer& a, const lemo::v1::Offer& b) {
+                       return a.high().total() < b.high().total();
+                     });
+  } else {
+    for (const lemo::v1::BoundAdvice& of : advice) *merged.add_advice() = of;
+  }
+  return merged;
 }
 
 }  // namespace lemo::train

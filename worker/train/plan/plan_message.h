@@ -21,6 +21,7 @@ lemo::v1::RunSpec OverrideSpecOf(const planner::OfferRequest& request, const pla
 // What a plan's times stand on.
 struct PlanTimes {
   lemo::v1::DeviceRates rates;  // those of request.device
+  std::string device_type;      // that the offers are bound to; empty: to none
   lemo::v1::RunForecast kind;   // ForecastKind
   // That request.time_ratios come from, by ranks.
   std::map<int64_t, HistoryOfKind> history;
@@ -29,5 +30,11 @@ struct PlanTimes {
 
 lemo::v1::PlanResult PlanMessage(const planner::OfferRequest& request,
                                  const planner::Offers& offers, const PlanTimes& times);
+
+// The plans of one run on several types of devices as one. The offers stay apart: that one type
+// would be better in all respects does not help while its devices are busy. `plans` has at least
+// one; of one alone the result is that.
+lemo::v1::PlanResult MergedPlans(std::vector<lemo::v1::PlanResult> plans,
+                                 planner::Preference preference);
 
 }  // namespace lemo::train

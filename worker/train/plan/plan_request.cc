@@ -56,6 +56,18 @@ planner::MemoryTuning TuningOf(const lemo::v1::TunerSpec& tuner, const DecoderCo
           .dropout = lora.dropout() > 0};
 }
 
+planner::Learning LearningOf(const lemo::v1::PredictorSpec& spec) {
+  return {.heads = {.block = spec.block(),
+                    .r1 = spec.r1(),
+                    .r2 = spec.r2(),
+                    .p = spec.p(),
+                    .flat_slice = spec.kind() == "flat_slice",
+                    .mlp = spec.mlp(),
+                    .joint = 1 + spec.nested_from_size(),
+                    .rotated = spec.score_rope()},
+          .allocates = spec.allocate() > 0};
+}
+
 planner::Sharding ShardingOf(const std::string& name) {
   if (name == "optimizer") return planner::Sharding::kOptimizer;
   if (name == "gradients") return planner::Sharding::kGradients;
@@ -94,8 +106,6 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
   };
   // Lessons take memory and time that no step is known by.
   if (settings.spec.has_online()) return refuse("online");
-  // A study's instrument, which saves no time.
-  if (settings.policy == "oracle") return refuse("policy oracle");
   const auto add = [&](const TokenSettings& of, std::vector<double> spec_keep) {
     request->tokens.push_back({.scope = of.RowsComeBack()            ? planner::Scope::kLayer
                                         : of.scope == Scope::kNested ? planner::Scope::kNested
@@ -162,14 +172,14 @@ planner::ModelShape ShapeOf(const DecoderConfig& config) {
 absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
                                            const DecoderConfig& config, const PlanFacts& facts,
                                            const PlanWishes& wishes) {
-  if (spec.has_predictor()) {
-    return absl::InvalidArgumentError(
-        "predictor: training one cannot be planned yet; run it and see its result");
-  }
   OfferRequest request;
   request.shape = ShapeOf(config);
   request.element_bytes = facts.element_bytes;
-  request.tuning = TuningOf(spec.tuner(), config);
+  if (spec.has_predictor()) {
+    request.learning = LearningOf(spec.predictor());
+  } else {
+    request.tuning = TuningOf(spec.tuner(), config);
+  }
   request.data = {.documents = facts.documents, .packing = spec.data().packing()};
   request.window = spec.data().max_length();
   const lemo::v1::TrainSpec& train = spec.train();
@@ -179,7 +189,8 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
           : std::max<int64_t>(1, train.batch_tokens() / std::max<int64_t>(1, request.window));
   request.labelled_share = facts.labelled_share;
   request.evaluates = spec.data().eval_size() > 0;
-  request.checkpoints = spec.checkpoint().every_steps() > 0;
+  // A predictor's training is begun anew, not gone on with.
+  request.checkpoints = spec.checkpoint().every_steps() > 0 && !spec.has_predictor();
   // A dense spec means its rows; one that leaves some out says which, and should see what windows
   // of as few rows would do instead.
   request.preference = planner::Preference::kMostExact;

@@ -15,13 +15,13 @@ using planner::LayerStorage;
 using planner::Offer;
 using planner::OfferRequest;
 
-std::string Row(const Offer& offer, bool preferred) {
+std::string Row(const OfferRequest& request, const Offer& offer, bool preferred) {
   return absl::StrFormat(
       "%s %s  %9s %9s  %8.3g s %10.0f  %8.3g h  %5.1f %%  %6d  %5d  %s\n", preferred ? "*" : " ",
       offer.id.substr(0, 8), HumanBytes(offer.memory.expected.total),
       HumanBytes(offer.memory.high.total), offer.step.Total(), offer.tokens_per_second,
       offer.finish_seconds / 3600, 100 * offer.kept_share, offer.window,
-      offer.micro_batch_sequences, StorageInWords(offer.storage));
+      offer.micro_batch_sequences, request.learning ? "" : StorageInWords(offer.storage));
 }
 
 constexpr const char* kHead =
@@ -126,6 +126,7 @@ std::vector<std::string> OverridesOf(const OfferRequest& request, const Offer& o
   std::vector<std::string> overrides = {
       absl::StrCat("data.max_length=", offer.window),
       absl::StrCat("train.micro_batch_tokens=", offer.window * offer.micro_batch_sequences)};
+  if (request.learning) return overrides;
   const std::vector<size_t> starts = StorageRuns(offer.storage);
   overrides.push_back(absl::StrCat("memory.policy=", PolicyName(offer.storage.front())));
   std::vector<std::string> layers;
@@ -145,6 +146,7 @@ std::vector<std::string> OverridesOf(const OfferRequest& request, const Offer& o
 }
 
 std::string QualityOf(const OfferRequest& request, const Offer& offer) {
+  if (request.learning) return "a predictor's is in its card, once it is trained";
   if (offer.token_choice < 0) {
     if (offer.window == request.window) return "every row is computed";
     const std::string evidence = ShortWindowEvidence(static_cast<double>(offer.window) /
@@ -163,7 +165,7 @@ std::string PlanTable(const OfferRequest& request, const planner::Offers& offers
   if (!offers.preferred) {
     absl::StrAppend(&text, "Nothing of ", offers.candidates,
                     " candidates is within the bounds. Nearest:\n", kHead);
-    for (const Offer& offer : offers.nearest) absl::StrAppend(&text, Row(offer, false));
+    for (const Offer& offer : offers.nearest) absl::StrAppend(&text, Row(request, offer, false));
     for (const planner::BoundAdvice& advice : offers.advice) {
       const bool bytes = advice.bound == "memory_bytes_max";
       const auto number = [bytes](double value) {
@@ -179,7 +181,7 @@ std::string PlanTable(const OfferRequest& request, const planner::Offers& offers
   absl::StrAppend(&text, offers.front.size(), " offers of ", offers.candidates, " candidates; ",
                   offers.front.front().ranks(), " rank(s)\n", kHead);
   for (size_t i = 0; i < offers.front.size(); ++i) {
-    absl::StrAppend(&text, Row(offers.front[i], i == *offers.preferred));
+    absl::StrAppend(&text, Row(request, offers.front[i], i == *offers.preferred));
   }
   absl::StrAppend(&text, Details(request, offers.front[*offers.preferred], rates));
   return text;

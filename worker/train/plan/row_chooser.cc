@@ -22,17 +22,22 @@ struct Studied {
   MlpRows mlp;
   bool all_layers;
   double reading, stretched, long_reading = kNan;
+  bool taught = false;  // by a predictor of as many steps as kTaughtSteps
 };
+constexpr int64_t kTaughtSteps = 2000;
 constexpr Studied kStudied[] = {
     {Scope::kStack, "random", MlpRows::kShared, true, 1.8, 1.4, 2.3},
     {Scope::kStack, "recency", MlpRows::kShared, true, 1.0, 1.7, 1.0},
     {Scope::kStack, "norm", MlpRows::kShared, true, 2.0, 1.4},
     {Scope::kStack, "table", MlpRows::kShared, true, 1.5, 0.5, 1.8},
     {Scope::kStack, "predictor", MlpRows::kShared, true, 1.6, kNan, 2.3},
+    {Scope::kStack, "predictor", MlpRows::kShared, true, 2.4, kNan, 1.8, true},
+    {Scope::kStack, "oracle", MlpRows::kShared, true, 1.4, 0.4, 1.9},
     {Scope::kNested, "random", MlpRows::kShared, false, 1.8, 1.8},
     {Scope::kNested, "predictor", MlpRows::kShared, false, 1.7, kNan},
+    {Scope::kNested, "oracle", MlpRows::kShared, false, 1.2, kNan},
     {Scope::kGroup, "random", MlpRows::kShared, false, 4.1, 5.7},
-    {Scope::kLayer, "random", MlpRows::kAll, false, 2.6, 5.4},
+    {Scope::kLayer, "random", MlpRows::kAll, false, 2.6, 5.4, 4.8},
     {Scope::kLayer, "random", MlpRows::kAll, true, 6.8, 20.0},
     {Scope::kLayer, "random", MlpRows::kShared, false, 3.9, 6.2},
     {Scope::kLayer, "random", MlpRows::kShared, true, 24.6, 21.2},
@@ -40,6 +45,9 @@ constexpr Studied kStudied[] = {
     {Scope::kLayer, "norm", MlpRows::kShared, false, 5.1, 4.1},
     {Scope::kLayer, "norm", MlpRows::kShared, true, 2.0, 1.7},
     {Scope::kLayer, "predictor", MlpRows::kAll, false, 2.5, kNan},
+    {Scope::kLayer, "oracle", MlpRows::kAll, false, 2.7, 5.9, 4.5},
+    {Scope::kLayer, "oracle", MlpRows::kAll, true, 7.2, 9.8},
+    {Scope::kLayer, "oracle", MlpRows::kShared, true, 24.6, 17.3},
 };
 // Shares of the window's length.
 struct StudiedWindow {
@@ -95,6 +103,22 @@ std::string ThresholdEvidence(const TokenSettings& settings,
       mean, card.loss_gap, card.sequences);
 }
 
+// At most.
+int64_t LayersOfAChoice(const TokenSettings& settings) {
+  const int64_t layers = std::ssize(settings.keep);
+  if (!settings.RowsComeBack()) {
+    const auto first = std::find_if(settings.keep.begin(), settings.keep.end(),
+                                    [](double keep) { return keep < 1; });
+    return settings.keep.end() - first;
+  }
+  int64_t most = 1, run = 0;
+  for (int64_t l = 0; l < layers; ++l) {
+    run = settings.ContinuesGroup(l) ? run + 1 : 1;
+    most = std::max(most, run);
+  }
+  return most;
+}
+
 }  // namespace
 
 std::vector<double> SharesForTimeOf(const TokenSettings& settings,
@@ -115,6 +139,13 @@ planner::RowChooser ChooserOf(const TokenSettings& settings,
                .held_bytes = facts.held_bytes,
                .first_width = facts.first_width,
                .flat_slice = facts.flat_slice};
+  }
+  if (settings.policy == "oracle") {
+    chooser.by = planner::RowChooser::By::kScores;
+    chooser.layers = LayersOfAChoice(settings);
+    chooser.rotated = settings.spec.score_rope();
+    chooser.mlp = settings.mlp == MlpRows::kOwn;
+    chooser.block = settings.block;
   }
   // Rows that will not be embedded are embedded to be looked at.
   chooser.own_stream =
@@ -165,10 +196,13 @@ std::string EvidenceOf(const TokenSettings& settings,
                                 [](double keep) { return std::abs(keep - 0.5) < kNear; });
   const bool by_attention =
       settings.spec.table_score().empty() || settings.spec.table_score() == "attention";
+  const bool taught = predictor && predictor->steps >= kTaughtSteps;
   std::string text;
+  // Of two that are alike the later one is of a predictor that has learnt for longer.
   for (const Studied& row : kStudied) {
     const bool alike = row.scope == settings.scope && row.policy == settings.policy &&
-                       row.mlp == settings.mlp && row.all_layers == all_layers;
+                       row.mlp == settings.mlp && row.all_layers == all_layers &&
+                       row.taught <= taught;
     if (alike && half && by_attention) text = StudyText(0.5, row);
   }
   if (settings.policy == "predictor" && predictor && predictor->recall > 0) {

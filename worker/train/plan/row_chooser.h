@@ -17,6 +17,7 @@ struct PredictorFacts {
   int64_t held_bytes = 0;   // of all of them, in the run's compute type
   int64_t first_width = 0;  // neurons of the first layer of the widest one, both paths together
   bool flat_slice = false;
+  int64_t steps = 0;  // that it has learnt, by its card
   double recall = 0;  // by its card, in the mean over them, at about the run's share; 0: not known
   AllocatedShares allocated;  // by its card; `keep` empty where it has none
 };

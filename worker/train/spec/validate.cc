@@ -321,9 +321,7 @@ class Validator {
         Fault("memory.budget_bytes", absl::StrCat("the bytes of ", what, " cannot be told before ",
                                                   "they are needed; leave the budget out"));
       };
-      refuse(spec_.has_predictor(), "training a predictor");
       refuse(spec_.model().compute_type() == "float64", "float64");
-      refuse(tokens.policy() == "oracle", "scores of tokens.policy oracle");
       refuse(tokens.has_online(), "a predictor that learns (tokens.online)");
     } else if (memory.elastic()) {
       Fault("memory.elastic", "is about memory.budget_bytes; give that, too");

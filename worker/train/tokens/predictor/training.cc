@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "worker/train/memory/counting_allocator.h"
 #include "worker/train/tokens/scoring/host_scores.h"
 #include "worker/train/tokens/scoring/mlp_scores.h"
 #include "worker/train/tokens/scoring/score_pass.h"
@@ -108,6 +109,7 @@ PredictorTraining::PredictorTraining(const Decoder& decoder, PredictorTrainingOp
     : decoder_(decoder),
       options_(std::move(options)),
       head_options_{options_.shape, options_.scores, options_.elastic} {
+  const ScopedMemoryCategory category(MemoryCategory::kTrainable);
   const int64_t layers = decoder.config.layers;
   const auto add = [this](const std::string& name, int64_t first, int64_t end) {
     heads_.push_back(std::make_unique<AttentionHead>(

@@ -1,0 +1,243 @@
+#include "planner/memory/learning.h"
+
+#include <algorithm>
+
+#include "planner/memory/choice_bytes.h"
+#include "planner/memory/layer_bytes.h"
+#include "planner/memory/meter.h"
+#include "planner/memory/parameters.h"
+
+namespace lemo::planner {
+namespace {
+
+constexpr int64_t kWide = 4;         // fp32, in which heads learn
+constexpr int64_t kStateBytes = 16;  // a parameter's value, gradient and two moments
+constexpr int64_t kTokenBytes = 8;
+constexpr int64_t kCpuTileRows = 1024, kCpuSegmentRows = 1024;
+constexpr int64_t kSegmentBytes = int64_t{512} << 20;
+// What no term has: scalars, vectors of blocks.
+constexpr int64_t kSmallTensors = int64_t{64} << 10;
+// oneDNN's own, as in memory.cc.
+constexpr int64_t kNarrowScratch = int64_t{1} << 20, kNarrowShare = 50;
+
+int64_t HeadParameters(const LearningHeads& heads, const ModelShape& shape) {
+  const int64_t first = heads.flat_slice ? heads.block * shape.head_dim : shape.hidden;
+  const int64_t second = heads.flat_slice ? heads.r1 : 2 * heads.r1;
+  return 2 * (heads.r1 * first + heads.r2 * second + heads.p * heads.r2);
+}
+
+int64_t MlpHeadParameters(const ModelShape& shape) {
+  return kMlpHeadNeurons * shape.hidden + kMlpHeadNeurons + 1;
+}
+
+// One run of the forecast.
+class Forecast {
+ public:
+  explicit Forecast(const LearningOptions& options)
+      : options_(options),
+        heads_(options.heads),
+        shape_(options.shape),
+        e_(options.element_bytes) {}
+
+  MemoryForecast Run();
+
+ private:
+  struct Rows {
+    int64_t rows, longest, documents;
+    bool learns;  // else it is measured
+  };
+
+  bool norms() const { return !shape_.post_norm; }
+  int64_t Row(int64_t rows) const { return rows * shape_.hidden * e_; }
+  // Scores of all pairs of blocks, of every document.
+  int64_t PairBytes(const Rows& of) const {
+    const int64_t blocks = (of.longest + heads_.block - 1) / heads_.block;
+    return (of.rows + of.longest - 1) / of.longest * blocks * blocks * kWide;
+  }
+  int64_t BatchBytes(int64_t rows) const {
+    const int64_t tables = shape_.position_rows == 0 ? rows * shape_.head_dim * kWide : 0;
+    return rows * (2 * kTokenBytes + 4) + tables;
+  }
+  LayerScene SceneOf(const Rows& of) const;
+  // The normed rows in fp32, which are left.
+  void Normed(int64_t rows, Meter* meter) const;
+  // What a head does with the rows at hand.
+  int64_t AttentionHeadBytes(const Rows& of) const;
+  int64_t MlpHeadBytes(const Rows& of) const;
+  // A pass, with all that is alive beside it.
+  void AddPass(const char* name, const Rows& of, int64_t held);
+  // Leaving rows out of one layer after another.
+  void AddTrials(int64_t held);
+  int64_t ScorerBytes() const;   // of one attention head
+  int64_t ScorersBytes() const;  // of all heads
+
+  const LearningOptions& options_;
+  const LearningHeads& heads_;
+  const ModelShape& shape_;
+  const int64_t e_;
+  MemoryForecast forecast_;
+};
+
+LayerScene Forecast::SceneOf(const Rows& of) const {
+  return {.shape = shape_,
+          .layer = {.stream = of.rows, .attention = of.rows, .mlp = of.rows, .longest = of.longest},
+          .element_bytes = e_,
+          .tile_rows = options_.mlp_tile_rows > 0 ? options_.mlp_tile_rows : kCpuTileRows,
+          .threads = options_.threads,
+          .several_documents = of.documents > 1,
+          .unturned = true};
+}
+
+void Forecast::Normed(int64_t rows, Meter* meter) const {
+  const int64_t bytes = rows * shape_.hidden * kWide;
+  const int64_t widened = e_ < kWide ? bytes : 0;
+  if (!norms()) {
+    meter->Take(widened);
+    return;
+  }
+  // Factors one after the other; each product is a tensor of its own.
+  meter->Take(widened);
+  meter->Touch(2 * bytes + rows * kWide + (shape_.layer_norm ? widened : 0));
+  meter->Take(bytes);
+  meter->Give(widened);
+}
+
+int64_t Forecast::AttentionHeadBytes(const Rows& of) const {
+  Meter meter;
+  if (!of.learns) {
+    // The copy that policies run, first.
+    meter.Touch(ChoiceBytes(shape_, e_,
+                            {.by = RowChooser::By::kPredictor,
+                             .first_width = 2 * heads_.r1,
+                             .flat_slice = heads_.flat_slice},
+                            of.rows));
+  }
+  Normed(of.rows, &meter);
+  const int64_t blocks = (of.rows + heads_.block - 1) / heads_.block + of.documents;
+  const int64_t slices = heads_.flat_slice ? blocks * shape_.hidden / shape_.head_dim : 0;
+  const int64_t input = heads_.flat_slice ? blocks * heads_.block * shape_.hidden * kWide : 0;
+  const int64_t first = (heads_.flat_slice ? slices : of.rows) * heads_.r1 * kWide;
+  const int64_t pooled = heads_.flat_slice ? first + slices * (heads_.r2 + heads_.p) * kWide
+                                           : blocks * (2 * heads_.r1 + 2 * heads_.r2) * kWide;
+  if (!of.learns) {
+    meter.Touch(2 * input + first + pooled);
+    return meter.peak();
+  }
+  // Both paths, then the gradients of one of them.
+  for (int path = 0; path < 2; ++path) {
+    meter.Touch(2 * input);
+    meter.Take(input + first + pooled);
+  }
+  meter.Take(2 * PairBytes(of));
+  meter.Touch(first + pooled + HeadParameters(heads_, shape_) / 2 * kWide);
+  return meter.peak();
+}
+
+int64_t Forecast::MlpHeadBytes(const Rows& of) const {
+  Meter meter;
+  const int64_t first = of.rows * kMlpHeadNeurons;
+  if (!of.learns) meter.Touch(first * e_ + of.rows * kWide);
+  if (of.learns) {
+    Normed(of.rows, &meter);
+    meter.Take(first * kWide);
+    meter.Touch(first * kWide + MlpHeadParameters(shape_) * kWide);
+  }
+  return meter.peak();
+}
+
+void Forecast::AddPass(const char* name, const Rows& of, int64_t held) {
+  const LayerScene scene = SceneOf(of);
+  // The stream; of joint heads the rows that the first of their layers read, and sums of scores;
+  // and of heads for the MLP the rows before it, until the next layer's.
+  int64_t beside = held + Row(of.rows) + heads_.joint * (Row(of.rows) + PairBytes(of));
+  if (heads_.mlp) beside += Row(of.rows);
+  const int64_t qkv =
+      of.rows * (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim * e_ + PairBytes(of);
+  const int64_t rotated =
+      heads_.rotated ? of.rows * (shape_.heads + shape_.kv_heads) * shape_.head_dim * e_ : 0;
+  int64_t highest = std::max(
+      {ForwardLayerBytes(scene, /*keep=*/false), qkv + rotated, qkv + AttentionHeadBytes(of)});
+  if (heads_.mlp) {
+    const int64_t tile = Row(std::min(scene.tile_rows, of.rows));
+    highest = std::max({highest, Row(of.rows), tile + MlpHeadBytes(of)});
+  }
+  forecast_.moments.push_back({name, beside + highest, 0});
+}
+
+// As policies run one head of a layer.
+int64_t Forecast::ScorerBytes() const {
+  const int64_t width = heads_.flat_slice ? kWide : e_;
+  const int64_t first =
+      2 * heads_.r1 * (heads_.flat_slice ? heads_.block * shape_.head_dim : shape_.hidden);
+  return first * width + (HeadParameters(heads_, shape_) - first) * kWide;
+}
+
+int64_t Forecast::ScorersBytes() const {
+  const int64_t of_mlp = kMlpHeadNeurons * shape_.hidden * e_ + (kMlpHeadNeurons + 1) * kWide;
+  return (shape_.layers + heads_.joint) * ScorerBytes() + (heads_.mlp ? shape_.layers * of_mlp : 0);
+}
+
+void Forecast::AddTrials(int64_t held) {
+  const EvaluationRows& of = options_.measured;
+  LayerScene scene = SceneOf({of.rows, of.longest, 1, false});
+  scene.unturned = false;
+  const int64_t choosing = ChoiceBytes(shape_, e_,
+                                       {.by = RowChooser::By::kPredictor,
+                                        .first_width = 2 * heads_.r1,
+                                        .flat_slice = heads_.flat_slice},
+                                       of.rows);
+  const int64_t width = shape_.embedding_width > 0 ? shape_.embedding_width : shape_.hidden;
+  const int64_t wanted =
+      options_.loss_segment_rows > 0
+          ? options_.loss_segment_rows
+          : std::clamp<int64_t>(kSegmentBytes / (6 * shape_.vocabulary), 1, kCpuSegmentRows);
+  const int64_t segment = std::min(wanted, std::max<int64_t>(1, of.labelled));
+  const int64_t loss = segment * (shape_.vocabulary + 2 * width) * e_ + of.rows * kTokenBytes;
+  const int64_t batch = held + BatchBytes(of.rows) + of.rows * kTokenBytes + Row(of.rows);
+  forecast_.moments.push_back(
+      {"shares by layer", batch + std::max(choosing, ForwardLayerBytes(scene, /*keep=*/false)), 0});
+  forecast_.moments.push_back({"loss of shares", batch, loss});
+}
+
+MemoryForecast Forecast::Run() {
+  const int64_t parameters = heads_.Parameters(shape_);
+  AddPass("learning", {options_.rows, options_.longest, options_.documents, true},
+          options_.micro_batches * BatchBytes(options_.rows));
+  const EvaluationRows& measured = options_.measured;
+  AddPass("measuring", {measured.rows, measured.longest, 1, false},
+          ScorersBytes() + BatchBytes(measured.rows));
+  // What is written is a copy; the heads that layers choose by are, for trials, there once more.
+  const int64_t copies = ScorersBytes() + parameters * kWide;
+  if (options_.allocates) AddTrials(copies + shape_.layers * ScorerBytes());
+  forecast_.moments.push_back({"publish", copies + parameters * kWide, 0});
+
+  CategoryBytes bytes{.weights = CountWeights(shape_).all * e_,
+                      .trainable = parameters * kStateBytes};
+  int64_t highest = 0;
+  for (const Moment& moment : forecast_.moments) {
+    bytes.transient = std::max(bytes.transient, moment.transient);
+    bytes.loss = std::max(bytes.loss, moment.loss);
+    highest = std::max(highest, moment.transient + moment.loss);
+  }
+  bytes.total = bytes.weights + bytes.trainable + highest;
+  forecast_.low = forecast_.expected = forecast_.high = bytes;
+  // Which of the gradients are alive together is autograd's affair.
+  forecast_.low.total =
+      std::max(bytes.weights, bytes.total - std::max(kSmallTensors, bytes.total / 64));
+  const int64_t narrow = kNarrowScratch + bytes.transient / kNarrowShare;
+  const int64_t margin = kSmallTensors + (e_ < kWide ? narrow : 0);
+  forecast_.high.transient += margin;
+  forecast_.high.total += margin;
+  return forecast_;
+}
+
+}  // namespace
+
+int64_t LearningHeads::Parameters(const ModelShape& shape) const {
+  return (shape.layers + joint) * HeadParameters(*this, shape) +
+         (mlp ? shape.layers * MlpHeadParameters(shape) : 0);
+}
+
+MemoryForecast ForecastLearning(const LearningOptions& options) { return Forecast(options).Run(); }
+
+}  // namespace lemo::planner

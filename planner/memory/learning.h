@@ -1,0 +1,49 @@
+// How many bytes training a predictor needs at most (worker/train/tokens/predictor/training), as
+// memory.h has it for a run of a tuner: passes of all rows through the frozen model, in which every
+// head learns at its layer, and nothing outlives a layer but what joint heads wait for.
+//
+// Pure.
+#pragma once
+
+#include <cstdint>
+
+#include "planner/memory/memory.h"
+
+namespace lemo::planner {
+
+inline constexpr int64_t kMlpHeadNeurons = 64;  // of a network for the MLP
+
+// The networks that learn.
+struct LearningHeads {
+  int64_t block = 64;                  // rows
+  int64_t r1 = 128, r2 = 128, p = 64;  // widths
+  bool flat_slice = false;
+  bool mlp = true;       // one a layer also for the MLP
+  int64_t joint = 1;     // that guess the mean of several layers, beside one a layer
+  bool rotated = false;  // scores are of rotated queries and keys
+
+  // Of all of them.
+  int64_t Parameters(const ModelShape& shape) const;
+};
+
+struct LearningOptions {
+  ModelShape shape;
+  int64_t element_bytes = 4;  // of weights and activations
+  LearningHeads heads;
+  // The largest micro-batch; how many of them a step has, whose rows are held together.
+  int64_t rows = 0;
+  int64_t longest = 0;
+  int64_t documents = 1;
+  int64_t micro_batches = 1;
+  EvaluationRows measured;  // the largest micro-batch on which heads are measured
+  // In the end leaving rows out is tried layer by layer, on what they are measured on.
+  bool allocates = false;
+  int64_t mlp_tile_rows = 0;
+  int64_t loss_segment_rows = 0;
+  int64_t threads = 1;
+};
+
+// `trainable` are the heads with their optimizer. Bytes of one rank: a predictor has no more.
+MemoryForecast ForecastLearning(const LearningOptions& options);
+
+}  // namespace lemo::planner
