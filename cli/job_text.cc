@@ -191,6 +191,7 @@ std::string ContractText(const lemo::v1::Contract& contract) {
   details.Add("stores", absl::StrCat(StorageText(offer), "; windows of ", offer.window(), ", ",
                                      offer.micro_batch_sequences(), " at a time; ",
                                      Fixed(100 * offer.kept(), 1), " % of the rows"));
+  details.Add("device", Printable(offer.device_type()));
   if (contract.base_bytes() > 0) {
     details.Add("base",
                 absl::StrCat(HumanBytes(contract.base_bytes()),
@@ -271,8 +272,12 @@ std::string JobText(const Job& job) {
     details.Add("gang", GangText(job));
   }
   if (job.attempt() > 1) {
-    details.Add("attempt", absl::StrCat(job.attempt(), " (", job.restarts(), " restarts of ",
-                                        job.spec().restart().limit(), " allowed)"));
+    const lemo::v1::RestartSpec& restart = job.spec().restart();
+    details.Add("attempt",
+                absl::StrCat(job.attempt(), " (", job.restarts(), " restarts",
+                             restart.has_limit() ? absl::StrCat(" of ", restart.limit(), " allowed")
+                                                 : std::string(),
+                             ")"));
   }
   details.Add("model", job.spec().run().model().path());
   details.Add("data", DataText(job.spec().run().data()));

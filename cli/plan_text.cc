@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -47,18 +48,31 @@ std::string StartCell(const Offer& offer, absl::Time now) {
 }
 
 std::string OffersTable(const Offers& offers, const std::string& preferred, absl::Time now) {
-  Table table({"", "offer", "at most", "step", "tokens/s", "runs", "starts", "ends", "kept",
-               "quality", "ranks", "window", "micro", "stored for backward"});
+  std::vector<std::string> head = {
+      "",     "offer", "at most", "step",  "tokens/s", "runs",  "starts",
+      "ends", "kept",  "quality", "ranks", "window",   "micro", "stored for backward"};
+  const bool typed = std::any_of(offers.begin(), offers.end(),
+                                 [](const Offer& offer) { return !offer.device_type().empty(); });
+  if (typed) head.push_back("device");
+  Table table(head);
   const size_t digits = DigitsOf(offers);
   for (const Offer& offer : offers) {
-    table.Add({offer.id() == preferred ? "*" : "", offer.id().substr(0, digits),
-               HumanBytes(offer.high().total()),
-               absl::StrCat(Significant(offer.step().total(), 3), " s"),
-               ShortCount(offer.tokens_per_second()), HumanDuration(offer.run_seconds()),
-               StartCell(offer, now), offer.has_finish_time() ? Time(offer.finish_time()) : "?",
-               absl::StrFormat("%.1f %%", 100 * offer.kept()), QualityCell(offer),
-               absl::StrCat(offer.ranks()), absl::StrCat(offer.window()),
-               absl::StrCat(offer.micro_batch_sequences()), StorageText(offer)});
+    std::vector<std::string> row = {offer.id() == preferred ? "*" : "",
+                                    offer.id().substr(0, digits),
+                                    HumanBytes(offer.high().total()),
+                                    absl::StrCat(Significant(offer.step().total(), 3), " s"),
+                                    ShortCount(offer.tokens_per_second()),
+                                    HumanDuration(offer.run_seconds()),
+                                    StartCell(offer, now),
+                                    offer.has_finish_time() ? Time(offer.finish_time()) : "?",
+                                    absl::StrFormat("%.1f %%", 100 * offer.kept()),
+                                    QualityCell(offer),
+                                    absl::StrCat(offer.ranks()),
+                                    absl::StrCat(offer.window()),
+                                    absl::StrCat(offer.micro_batch_sequences()),
+                                    StorageText(offer)};
+    if (typed) row.push_back(Printable(offer.device_type()));
+    table.Add(std::move(row));
   }
   return table.ToString();
 }

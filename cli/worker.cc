@@ -23,9 +23,9 @@ struct WorkerFlags {
 std::string DevicesText(const lemo::v1::Worker& worker) {
   std::map<std::string, int> kinds;
   for (const lemo::v1::Device& device : worker.devices()) {
-    const std::string model =
-        device.model().empty() ? lemo::v1::Device::Kind_Name(device.kind()) : device.model();
-    ++kinds[absl::StrCat(model, " (", HumanBytes(device.memory_bytes()), ")")];
+    const std::string type =
+        device.type().empty() ? lemo::v1::Device::Kind_Name(device.kind()) : device.type();
+    ++kinds[absl::StrCat(type, " (", HumanBytes(device.memory_bytes()), ")")];
   }
   return absl::StrJoin(kinds, ", ", [](std::string* out, const auto& kind) {
     absl::StrAppend(out, kind.second, " x ", kind.first);

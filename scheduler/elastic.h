@@ -32,16 +32,17 @@ struct Allotment {
   int64_t memory_bytes = 0;  // what each of its ranks may have
 };
 
-// What must be cut for a job that waits for a busy device, on the one device where it takes least
-// in all, over all ranks of those that are cut.
+// What must be cut for a job that waits for busy devices: on those where it takes least in all,
+// over all ranks of those that are cut.
 struct Cuts {
   std::vector<Allotment> jobs;    // to be asked now
   std::vector<std::string> from;  // all whose room it waits for, asked before or now; empty: there
-                                  // is no device where enough could be cut
+                                  // are no devices where enough could be cut
 };
 
-// `workers` with what their jobs have of them. None for a job of several ranks, nor for one without
-// a contract, which wants a device for itself.
+// `workers` with what their jobs have of them. A gang that waits gets its devices on one worker if
+// that is possible, else on those that span. None for a job without a contract, which wants devices
+// for itself.
 Cuts PlanCuts(const std::vector<Worker>& workers, const std::vector<Elastic>& elastic,
               const Request& request);
 

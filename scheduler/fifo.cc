@@ -20,11 +20,12 @@ struct DeviceUse {
 
 const char* Name(DeviceKind kind) { return kind == DeviceKind::kCuda ? "CUDA" : "CPU"; }
 
-// "2 CUDA devices", "1 device".
+// "2 CUDA devices", "1 device", "1 device of type NVIDIA H200".
 std::string Wanted(const Request& request) {
   return absl::StrCat(request.ranks, request.kind.has_value() ? " " : "",
                       request.kind.has_value() ? Name(*request.kind) : "",
-                      request.ranks == 1 ? " device" : " devices");
+                      request.ranks == 1 ? " device" : " devices",
+                      request.type.empty() ? "" : " of type ", request.type);
 }
 
 bool HasModel(const Worker& worker, const Request& request) {
@@ -38,9 +39,18 @@ bool HasMemory(const Device& device, const Request& request) {
   return device.memory_bytes == 0 || device.memory_bytes >= request.memory_bytes;
 }
 
+bool IsOfType(const Device& device, const Request& request) {
+  return request.type.empty() || device.type == request.type;
+}
+
+// Whether a rank of the job could have it, if it were idle.
+bool Suits(const Device& device, const Request& request) {
+  return IsOfType(device, request) && HasMemory(device, request);
+}
+
 // Whether a rank of the job fits beside what uses the device now.
 bool HasRoom(const Device& device, const Request& request) {
-  if (device.busy) return false;
+  if (device.busy || !IsOfType(device, request)) return false;
   if (device.shared_bytes == 0) return HasMemory(device, request);
   return Shares(device, request.shares, request.memory_bytes) &&
          device.memory_bytes - device.UsedBytes() >=
@@ -77,12 +87,12 @@ int CountOfOneKind(const Worker& worker, const Request& request, Fits fits) {
 }
 
 int Usable(const Worker& worker, DeviceKind kind, const Request& request) {
-  return CountOf(worker, kind, [&](const Device& device) { return HasMemory(device, request); });
+  return CountOf(worker, kind, [&](const Device& device) { return Suits(device, request); });
 }
 
 bool CouldRun(const Worker& worker, const Request& request) {
   return CountOfOneKind(worker, request, [&](const Device& device) {
-           return HasMemory(device, request);
+           return Suits(device, request);
          }) >= request.ranks;
 }
 
@@ -118,7 +128,7 @@ class Cycle {
   void Decide(const Request& wanted, Decisions& decisions) {
     const Demand demand = {wanted.ranks,     wanted.min_ranks,    wanted.multiple,
                            wanted.kind,      wanted.memory_bytes, wanted.shares,
-                           wanted.base.name, wanted.base.bytes};
+                           wanted.base.name, wanted.base.bytes,   wanted.type};
     if (auto equal = waiting_.find(demand); equal != waiting_.end()) {
       decisions.waiting.push_back({wanted.job, equal->second.reason, equal->second.text});
       return;
@@ -139,8 +149,8 @@ class Cycle {
   }
 
  private:
-  using Demand =
-      std::tuple<int, int, int, std::optional<DeviceKind>, int64_t, bool, std::string, int64_t>;
+  using Demand = std::tuple<int, int, int, std::optional<DeviceKind>, int64_t, bool, std::string,
+                            int64_t, std::string>;
 
   static bool Enough(size_t count, const Request& request) {
     return count >= static_cast<size_t>(request.ranks);
@@ -313,7 +323,7 @@ class Cycle {
           continue;
         }
         for (size_t d = 0; d < worker.devices.size(); ++d) {
-          if (worker.devices[d].kind == kind && HasMemory(worker.devices[d], request) &&
+          if (worker.devices[d].kind == kind && Suits(worker.devices[d], request) &&
               !uses_[w][d].device.busy) {
             uses_[w][d].reserved = true;
           }
@@ -367,9 +377,12 @@ class Cycle {
     for (const Worker& worker : snapshot_.workers) {
       all.push_back(&worker);
       if (!worker.accepts_jobs && CouldRun(worker, request)) ++cordoned;
-      most = std::max(most, CountOfOneKind(worker, request, [](const Device&) { return true; }));
+      most = std::max(most, CountOfOneKind(worker, request, [&](const Device& device) {
+                        return IsOfType(device, request);
+                      }));
       most_memory =
           std::max(most_memory, CountOfOneKind(worker, request, [&](const Device& device) {
+                     if (!IsOfType(device, request)) return false;
                      largest_bytes = std::max(largest_bytes, device.memory_bytes);
                      return HasMemory(device, request);
                    }));

@@ -27,6 +27,7 @@ struct Device {
   int64_t shared_bytes = 0;   // of jobs that share it, bases apart; 0: it has none
   bool shares_bases = false;  // else each job has its weights for itself
   std::vector<Base> bases{};  // of jobs that share it, each once
+  std::string type = {};      // what it is, within its kind
 
   // All that those have.
   int64_t UsedBytes() const;
@@ -52,6 +53,7 @@ struct Request {
   bool shares = false;             // `memory_bytes` is a contract that its ranks are held to
   Base base = {};                  // within `memory_bytes`
   std::string model_path;          // workers that have it come first; empty: no matter
+  std::string type = {};           // of the devices; empty: any, also several in one gang
 };
 
 struct Snapshot {

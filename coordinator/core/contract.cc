@@ -37,14 +37,25 @@ std::optional<absl::Time> FinishBy(const PlanSpec& plan) {
   return time;
 }
 
-// As the planner prefers, of offers that it made.
-bool Better(const std::string& prefer, const Offer& a, const Offer& b) {
+// As the planner prefers, of offers that it made; `by_end`: by when the run will have ended, in the
+// place of how long it takes. An end of which nobody can say comes last.
+bool Better(const std::string& prefer, bool by_end, const Offer& a, const Offer& b) {
   if (prefer == "smallest" && a.high().total() != b.high().total()) {
     return a.high().total() < b.high().total();
   }
   if (prefer == "most_exact" && a.kept() != b.kept()) return a.kept() > b.kept();
-  return std::make_pair(a.run_seconds(), a.high().total()) <
-         std::make_pair(b.run_seconds(), b.high().total());
+  const auto key = [by_end](const Offer& offer) {
+    const bool ends = by_end && offer.has_finish_time();
+    const double end = ends ? static_cast<double>(offer.finish_time().seconds()) : 0;
+    return std::make_tuple(by_end && !ends, end, offer.run_seconds(), offer.high().total());
+  };
+  return key(a) < key(b);
+}
+
+bool IsOfSeveralTypes(const PlanResult& plan) {
+  return std::any_of(plan.offers().begin(), plan.offers().end(), [&](const Offer& offer) {
+    return offer.device_type() != plan.offers(0).device_type();
+  });
 }
 
 std::string InWords(const std::string& bound, double value) {
@@ -102,6 +113,8 @@ scheduler::Request RequestOf(const JobRecord& record, const Offer& offer) {
   planned.job.mutable_contract()->set_memory_bytes(offer.high().total());
   planned.model_files = record.model_files;
   *planned.job.mutable_spec()->mutable_run() = record.job.spec().run();
+  planned.job.mutable_spec()->mutable_resources()->set_device_type(
+      record.job.spec().resources().device_type());
   NameBase(planned, planned.job.mutable_contract());
   ApplyContract(planned.job.contract(), planned.job.mutable_spec());
   return SchedulerRequest(planned);
@@ -203,12 +216,13 @@ PlanSpec PlanQuestion(const lemo::v1::JobSpec& spec, absl::Time now) {
 void AddTimes(const scheduler::Scheduler& scheduler, const scheduler::Outlook& outlook,
               const JobRecord& record, absl::Time now, PlanResult* plan) {
   // Offers of one size start at the same time.
-  std::map<std::tuple<int, int, int64_t, std::string, int64_t>, scheduler::Start> starts;
+  std::map<std::tuple<int, int, int64_t, std::string, int64_t, std::string>, scheduler::Start>
+      starts;
   const auto add = [&](Offer* offer) -> std::optional<double> {
     const scheduler::Request request = RequestOf(record, *offer);
     const auto [found, is_new] =
         starts.try_emplace({request.ranks, request.multiple, request.memory_bytes,
-                            request.base.name, request.base.bytes});
+                            request.base.name, request.base.bytes, request.type});
     if (is_new) found->second = scheduler::ForecastStart(scheduler, outlook, request);
     const scheduler::Start& start = found->second;
     offer->set_start_reason(start.text);
@@ -238,20 +252,22 @@ void AddTimes(const scheduler::Scheduler& scheduler, const scheduler::Outlook& o
   }
   plan->clear_offers();
   for (Offer& offer : kept) *plan->add_offers() = std::move(offer);
-  if (late.empty()) return;
+  // The fast device may be the one that is busy: which type it is to be, the ends decide.
+  const bool by_end = IsOfSeveralTypes(*plan);
   const bool has_preferred =
       std::any_of(plan->offers().begin(), plan->offers().end(),
                   [&](const Offer& offer) { return offer.id() == plan->preferred(); });
-  if (has_preferred) return;
+  if (has_preferred && !by_end) return;
   plan->clear_preferred();
   if (plan->offers_size() > 0) {
     const std::string prefer = PreferOf(record.job.spec());
-    const auto best =
-        std::min_element(plan->offers().begin(), plan->offers().end(),
-                         [&](const Offer& a, const Offer& b) { return Better(prefer, a, b); });
+    const auto best = std::min_element(
+        plan->offers().begin(), plan->offers().end(),
+        [&](const Offer& a, const Offer& b) { return Better(prefer, by_end, a, b); });
     plan->set_preferred(best->id());
     return;
   }
+  if (late.empty()) return;
   // The one that ends first is nearest.
   std::stable_sort(late.begin(), late.end(), [](const Offer& a, const Offer& b) {
     return a.run_seconds() < b.run_seconds();
@@ -338,6 +354,7 @@ void ApplyContract(const lemo::v1::Contract& contract, lemo::v1::JobSpec* spec) 
   resources.set_ranks(offer.ranks());
   resources.clear_min_ranks();
   resources.set_device(offer.device());
+  if (!offer.device_type().empty()) resources.set_device_type(offer.device_type());
   resources.set_memory_bytes(contract.memory_bytes());
 }
 

@@ -76,6 +76,7 @@ scheduler::Request SchedulerRequest(const JobRecord& record) {
   request.shares = record.job.has_contract();
   request.base = BaseOf(record.job.contract());
   request.model_path = record.model_path;
+  request.type = resources.device_type();
   if (resources.device() == "cpu") request.kind = scheduler::DeviceKind::kCpu;
   if (resources.device() == "cuda") request.kind = scheduler::DeviceKind::kCuda;
   return request;
@@ -107,6 +108,7 @@ void Core::AddWorkers(bool idle, std::vector<scheduler::Worker>* workers,
                                     : scheduler::DeviceKind::kCpu,
                                 device.memory_bytes()});
       worker.devices.back().shares_bases = device.shares_bases();
+      worker.devices.back().type = device.type();
     }
     if (idle) continue;
     for (const std::string& job : entry.jobs) {

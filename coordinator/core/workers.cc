@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "coordinator/core/core.h"
+#include "coordinator/core/planned_devices.h"
 #include "coordinator/core/timestamp.h"
 
 namespace lemo::coordinator {
@@ -73,6 +74,9 @@ absl::Status Core::On(const AgentConnected& event) {
   }
   worker.session = event.session;
   worker.hello = event.hello;
+  for (lemo::v1::Device& device : *worker.hello.mutable_devices()) {
+    device.set_type(DeviceTypeOf(device));
+  }
   worker.leaving = false;
   sessions_[event.session] = name;
   Renew(worker);

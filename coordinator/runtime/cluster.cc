@@ -323,9 +323,9 @@ void Cluster::AddTimes(const JobRecord& record, lemo::v1::PlanResult* plan) cons
   coordinator::AddTimes(scheduler_, outlook, record, absl::Now(), plan);
 }
 
-lemo::v1::PlanOptions Cluster::PlannedDevices() const {
+lemo::v1::PlanOptions Cluster::PlannedDevices(const std::string& type) const {
   const std::lock_guard lock(core_mutex_);
-  return coordinator::PlannedDevices(core_->Hellos());
+  return coordinator::PlannedDevices(core_->Hellos(), type);
 }
 
 bool Cluster::UsesFile(const std::string& file) const {

@@ -115,7 +115,7 @@ class Cluster {
   // Adds to a plan when each offer could start, as things are now: see core/contract.h.
   void AddTimes(const JobRecord& record, lemo::v1::PlanResult* plan) const;
   // core/planned_devices.h
-  lemo::v1::PlanOptions PlannedDevices() const;
+  lemo::v1::PlanOptions PlannedDevices(const std::string& type) const;
   bool UsesFile(const std::string& file) const;
   // Whether `id` is the attempt that the job is now in.
   bool IsCurrent(const lemo::v1::AttemptId& id) const;

@@ -152,8 +152,8 @@ int Serve(const Options& options, const sigset_t& signals) {
     // No plan fails for want of it.
     return store->RunTimes(kHistoryOfKind, kHistoryMost).value_or(std::vector<lemo::v1::RunTime>());
   };
-  validator_options.devices = [known] {
-    return known.get() != nullptr ? known.get()->PlannedDevices() : lemo::v1::PlanOptions();
+  validator_options.devices = [known](const std::string& type) {
+    return known.get() != nullptr ? known.get()->PlannedDevices(type) : lemo::v1::PlanOptions();
   };
   validator_options.count_offers = [&metrics](const char* outcome) { metrics.OnOffers(outcome); };
   Validator validator(

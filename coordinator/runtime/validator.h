@@ -41,9 +41,9 @@ struct ValidatorOptions {
   std::string rates_file;
   // What finished runs tell of the planner's times, newest first. May be null.
   std::function<std::vector<lemo::v1::RunTime>()> history;
-  // What workers tell of their devices (core/planned_devices.h); their rates come before those
-  // of the file. May be null.
-  std::function<lemo::v1::PlanOptions()> devices;
+  // What workers tell of their devices, of those of the type if there is one
+  // (core/planned_devices.h); their rates come before those of the file. May be null.
+  std::function<lemo::v1::PlanOptions(const std::string& type)> devices;
   // Adds to a plan what only the cluster knows (core/contract.h, AddTimes). May be null.
   std::function<void(const JobRecord&, lemo::v1::PlanResult*)> add_times;
   // Told how each plan ended (`lemo_offers_total`). May be null.

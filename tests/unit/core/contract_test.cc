@@ -171,6 +171,43 @@ TEST(Contract, WhatWouldEndTooLateIsNoOffer) {
   EXPECT_FALSE(plan.advice(0).has_needed());
 }
 
+// The faster device is busy for longer than it saves.
+TEST(Contract, OfSeveralTypesOfDevicesTheOneThatEndsFirstIsPreferred) {
+  const scheduler::FifoScheduler fifo;
+  lemo::v1::PlanResult plan;
+  for (const char* type : {"fast", "slow"}) {
+    lemo::v1::Offer& offer = *plan.add_offers() =
+        MakeOffer(absl::StrCat(type, "0001"), 100 * kMiB, type[0] == 'f' ? 100 : 300);
+    offer.set_device_type(type);
+  }
+  plan.set_preferred("fast0001");
+  scheduler::Outlook outlook;
+  for (const char* type : {"fast", "slow"}) {
+    scheduler::Worker& worker = outlook.workers.emplace_back();
+    worker.id = type;
+    worker.devices.push_back({0, scheduler::DeviceKind::kCpu, 300 * kMiB});
+    worker.devices.back().type = type;
+  }
+  for (const double busy : {100.0, 250.0}) {
+    outlook.occupants = {{"jobs/x", {{"fast", {0}}}, false, 0, busy, {}}};
+    AddTimes(fifo, outlook, Asking("", "fastest"), kNow, &plan);
+    EXPECT_EQ(plan.preferred(), busy < 200 ? "fast0001" : "slow0001");
+  }
+  // Offers that are for no type are for the one that the job asks for.
+  lemo::v1::PlanResult one;
+  *one.add_offers() = MakeOffer("fast0001", 100 * kMiB, 100);
+  JobRecord fast = Asking();
+  fast.job.mutable_spec()->mutable_resources()->set_device_type("fast");
+  AddTimes(fifo, outlook, fast, kNow, &one);
+  EXPECT_EQ(one.offers(0).start_time().seconds(), 1'000'250);
+
+  const Acceptance acceptance = Accept(Asking().job.spec(), plan, kNow);
+  ASSERT_TRUE(acceptance.contract.has_value());
+  lemo::v1::JobSpec spec;
+  ApplyContract(*acceptance.contract, &spec);
+  EXPECT_EQ(spec.resources().device_type(), "slow");
+}
+
 TEST(Contract, TheOfferThatIsPreferredIsTaken) {
   lemo::v1::JobSpec spec;
   spec.mutable_plan();

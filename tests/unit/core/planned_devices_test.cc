@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 namespace lemo::coordinator {
 namespace {
@@ -36,17 +37,19 @@ TEST(PlannedDevices, AreNoneWhereNoWorkerSaysAnything) {
   const lemo::v1::Hello silent;
   const lemo::v1::PlanOptions options = PlannedDevices({&silent});
   EXPECT_EQ(options.device().threads(), 0);
-  EXPECT_THAT(options.rates(), IsEmpty());
+  EXPECT_THAT(options.device().rates(), IsEmpty());
 }
 
 TEST(PlannedDevices, HaveTheSlowestRatesAndTheMostThreads) {
-  const lemo::v1::Hello fast = Worker("a", 8, 3e11), slow = Worker("b", 4, 2e11),
+  const lemo::v1::Hello fast = Worker("a", 8, 3e11), slow = Worker("b", 8, 2e11),
                         bare = Worker("c", 64);
   const lemo::v1::PlanOptions options = PlannedDevices({&fast, &slow, &bare});
   EXPECT_EQ(options.device().most_threads(), 64);
-  EXPECT_EQ(options.device().threads(), 4);
-  ASSERT_THAT(options.rates(), SizeIs(1));
-  EXPECT_EQ(options.rates(0).products(), 2e11);
+  EXPECT_EQ(options.device().threads(), 8);
+  EXPECT_EQ(options.device().type(), "");
+  EXPECT_THAT(options.devices(), IsEmpty());
+  ASSERT_THAT(options.device().rates(), SizeIs(1));
+  EXPECT_EQ(options.device().rates(0).products(), 2e11);
   EXPECT_EQ(options.device().source(),
             "workers/b (host-b), the slowest of 2 workers that are calibrated");
   EXPECT_EQ(PlannedDevices({&fast, &bare}).device().source(), "workers/a (host-a)");
@@ -73,14 +76,52 @@ TEST(PlannedDevices, TakeNoRatesOfAnotherKind) {
     spoil(worker.mutable_rates(0));
     const lemo::v1::PlanOptions options = PlannedDevices({&worker});
     EXPECT_EQ(options.device().threads(), 0) << worker.DebugString();
-    EXPECT_THAT(options.rates(), IsEmpty());
+    EXPECT_THAT(options.device().rates(), IsEmpty());
     EXPECT_EQ(options.device().most_threads(), 8);
   }
   // Beside those of a rank alone they come along: gangs are priced by them.
   lemo::v1::Hello worker = Worker("a", 8, 3e11);
   *worker.add_rates() = worker.rates(0);
   worker.mutable_rates(1)->set_ranks(2);
-  EXPECT_THAT(PlannedDevices({&worker}).rates(), SizeIs(2));
+  EXPECT_THAT(PlannedDevices({&worker}).device().rates(), SizeIs(2));
+}
+
+TEST(PlannedDevices, OfSeveralTypesEachHasItsOwnRates) {
+  const lemo::v1::Hello fast = Worker("a", 8, 3e11), other = Worker("b", 8, 4e11),
+                        slow = Worker("c", 2, 1e11), bare = Worker("d", 64);
+  const std::vector<const lemo::v1::Hello*> workers = {&fast, &other, &slow, &bare};
+  const lemo::v1::PlanOptions options = PlannedDevices(workers);
+  EXPECT_FALSE(options.has_device());
+  ASSERT_THAT(options.devices(), SizeIs(2));
+  EXPECT_EQ(options.devices(0).type(), "2 threads");
+  EXPECT_EQ(options.devices(0).most_threads(), 2);
+  EXPECT_EQ(options.devices(0).rates(0).products(), 1e11);
+  EXPECT_EQ(options.devices(1).type(), "8 threads");
+  EXPECT_EQ(options.devices(1).rates(0).products(), 3e11);
+  EXPECT_EQ(options.devices(1).source(),
+            "workers/a (host-a), the slowest of 2 workers that are calibrated");
+  ASSERT_THAT(options.notes(), SizeIs(1));
+  EXPECT_THAT(options.notes(0), testing::HasSubstr("64 threads: no worker"));
+
+  // Of one that is asked for.
+  const lemo::v1::PlanOptions asked = PlannedDevices(workers, "2 threads");
+  EXPECT_THAT(asked.devices(), IsEmpty());
+  EXPECT_EQ(asked.device().most_threads(), 2);
+  EXPECT_EQ(asked.device().rates(0).products(), 1e11);
+  EXPECT_EQ(PlannedDevices(workers, "64 threads").device().threads(), 0);
+  EXPECT_EQ(PlannedDevices(workers, "64 threads").device().most_threads(), 64);
+}
+
+TEST(PlannedDevices, ATypeIsTheModelAndTheThreadsOfACpu) {
+  lemo::v1::Device device;
+  device.set_kind(lemo::v1::Device::CUDA);
+  device.set_model("NVIDIA H200");
+  EXPECT_EQ(DeviceTypeOf(device), "NVIDIA H200");
+  device.set_kind(lemo::v1::Device::CPU);
+  device.set_model("Xeon");
+  EXPECT_EQ(DeviceTypeOf(device), "Xeon");
+  device.set_threads(1);
+  EXPECT_EQ(DeviceTypeOf(device), "Xeon, 1 thread");
 }
 
 }  // namespace

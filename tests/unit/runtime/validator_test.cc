@@ -179,21 +179,29 @@ TEST_F(ValidatorTest, RatesThatSomebodyElseWroteAreTaken) {
 // Of a worker they come before those of this machine, and are not taken for its own.
 TEST_F(ValidatorTest, WorkersRatesComeFirstAndAreNotKept) {
   ValidatorOptions options = Options(Planner(kOffer), 0);
-  lemo::v1::PlanOptions devices;
-  lemo::v1::DeviceRates& rates = *devices.add_rates();
-  rates.set_type("cpu");
-  rates.set_products(9);
-  rates.set_attention(1);
-  devices.mutable_device()->set_threads(4);
-  devices.mutable_device()->set_most_threads(64);
-  options.devices = [&devices] { return devices; };
-  Validator validator(options, nullptr, [](const std::string&, Finding) {});
-  lemo::v1::PlanResult result;
-  EXPECT_EQ(validator.Plan(Planned(), &result), std::nullopt);
-  EXPECT_EQ(result.rates().products(), 9);
-  EXPECT_FALSE(fs::exists(Path("rates.json")));
-  EXPECT_THAT(ReadFile(Path("asked"), 10000).value_or(""),
-              testing::HasSubstr("\"most_threads\": 64"));
+  for (const bool several : {false, true}) {
+    lemo::v1::PlanOptions devices;
+    lemo::v1::PlannedDevice& device = several ? *devices.add_devices() : *devices.mutable_device();
+    device.set_threads(4);
+    device.set_most_threads(64);
+    lemo::v1::DeviceRates& rates = *device.add_rates();
+    rates.set_type("cpu");
+    rates.set_products(9);
+    rates.set_attention(1);
+    options.devices = [&devices](const std::string& type) {
+      EXPECT_EQ(type, "NVIDIA H200");
+      return devices;
+    };
+    Validator validator(options, nullptr, [](const std::string&, Finding) {});
+    JobRecord record = Planned();
+    record.job.mutable_spec()->mutable_resources()->set_device_type("NVIDIA H200");
+    lemo::v1::PlanResult result;
+    EXPECT_EQ(validator.Plan(record, &result), std::nullopt);
+    EXPECT_EQ(result.rates().products(), 9);
+    EXPECT_FALSE(fs::exists(Path("rates.json")));
+    EXPECT_THAT(ReadFile(Path("asked"), 10000).value_or(""),
+                testing::HasSubstr("\"most_threads\": 64"));
+  }
 }
 
 TEST_F(ValidatorTest, APlanIsToldOfFinishedRuns) {

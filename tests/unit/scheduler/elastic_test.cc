@@ -125,18 +125,118 @@ TEST(Cuts, CountABaseOnce) {
   EXPECT_TRUE(PlanCuts(workers, jobs, Wants(6 * kGiB, {"n", 4 * kGiB})).from.empty());
 }
 
-TEST(Cuts, AreForJobsOfOneRankWithAContract) {
+TEST(Cuts, AreForJobsWithAContractAndOfTheKindThatIsWanted) {
   const std::vector<Elastic> jobs = {Runs("x", 6 * kGiB, 2 * kGiB, 6 * kGiB)};
-  const std::vector<Worker> workers = With({OneDevice(8 * kGiB)}, jobs);
+  std::vector<Worker> workers = With({OneDevice(8 * kGiB)}, jobs);
   Request request = Wants(3 * kGiB);
-  request.ranks = 2;
-  EXPECT_TRUE(PlanCuts(workers, jobs, request).from.empty());
-  request = Wants(3 * kGiB);
   request.shares = false;
   EXPECT_TRUE(PlanCuts(workers, jobs, request).from.empty());
   request = Wants(3 * kGiB);
   request.kind = DeviceKind::kCuda;
   EXPECT_TRUE(PlanCuts(workers, jobs, request).from.empty());
+  request = Wants(3 * kGiB);
+  request.type = "fast";
+  EXPECT_TRUE(PlanCuts(workers, jobs, request).from.empty());
+  workers[0].devices[0].type = "fast";
+  EXPECT_FALSE(PlanCuts(workers, jobs, request).from.empty());
+}
+
+Worker Devices(const std::string& id, int count, int64_t bytes) {
+  Worker worker;
+  worker.id = id;
+  for (int i = 0; i < count; ++i) worker.devices.push_back({i, DeviceKind::kCpu, bytes});
+  return worker;
+}
+
+TEST(Cuts, ForAGangAreOnEachOfItsDevices) {
+  std::vector<Elastic> jobs = {Runs("x", 6 * kGiB, kGiB, 6 * kGiB),
+                               Runs("y", 7 * kGiB, kGiB, 7 * kGiB)};
+  jobs[1].occupant.parts = {{"a", {1}}};
+  Request request = Wants(3 * kGiB);
+  request.ranks = 2;
+  EXPECT_EQ(Asked(PlanCuts(With({Devices("a", 2, 8 * kGiB)}, jobs), jobs, request).jobs),
+            (std::map<std::string, int64_t>{{"x", 5 * kGiB}, {"y", 5 * kGiB}}));
+  // A device that has room is taken before one that has not.
+  EXPECT_EQ(Asked(PlanCuts(With({Devices("a", 3, 8 * kGiB)}, jobs), jobs, request).jobs),
+            (std::map<std::string, int64_t>{{"x", 5 * kGiB}}));
+  // There is no third.
+  request.ranks = 3;
+  EXPECT_TRUE(PlanCuts(With({Devices("a", 2, 8 * kGiB)}, jobs), jobs, request).from.empty());
+}
+
+// What one rank of a gang gives, the others give too.
+TEST(Cuts, ForAGangBesideAGangAreMadeOnce) {
+  std::vector<Elastic> jobs = {Runs("x", 6 * kGiB, kGiB, 6 * kGiB)};
+  jobs[0].occupant.parts = {{"a", {0, 1}}};
+  Request request = Wants(3 * kGiB);
+  request.ranks = 2;
+  EXPECT_EQ(Asked(PlanCuts(With({Devices("a", 2, 8 * kGiB)}, jobs), jobs, request).jobs),
+            (std::map<std::string, int64_t>{{"x", 5 * kGiB}}));
+}
+
+TEST(Cuts, ForAGangMayBeOnSeveralWorkersThatSpan) {
+  const std::vector<Elastic> jobs = {Runs("x", 6 * kGiB, kGiB, 6 * kGiB, "a"),
+                                     Runs("y", 6 * kGiB, kGiB, 6 * kGiB, "b")};
+  std::vector<Worker> workers = {OneDevice(8 * kGiB, "a"), OneDevice(8 * kGiB, "b")};
+  Request request = Wants(3 * kGiB);
+  request.ranks = 2;
+  EXPECT_TRUE(PlanCuts(With(workers, jobs), jobs, request).from.empty());
+  for (Worker& worker : workers) worker.spans = true;
+  EXPECT_THAT(PlanCuts(With(workers, jobs), jobs, request).from, ElementsAre("x", "y"));
+}
+
+// Once all have followed, the scheduler finds the room.
+TEST(Cuts, OfRandomClustersAreWhatTheSchedulerWaitsFor) {
+  std::mt19937_64 random(6);
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
+  const FifoScheduler fifo;
+  int placed = 0, gangs = 0;
+  for (int round = 0; round < 5000; ++round) {
+    SCOPED_TRACE(round);
+    std::vector<Worker> idle;
+    for (int w = 0; w <= below(3); ++w) {
+      idle.push_back(Devices(std::string(1, static_cast<char>('a' + w)), 1 + below(3), 8 * kGiB));
+      idle.back().spans = below(2) == 0;
+    }
+    std::vector<Worker> workers = idle;
+    std::vector<Elastic> jobs;
+    for (int j = 0; j < 6; ++j) {
+      const int64_t bytes = (2 + below(6)) * kGiB;
+      Elastic job = Runs("j" + std::to_string(j), bytes, kGiB, bytes);
+      job.occupant.parts.clear();
+      for (Worker& worker : workers) {
+        Part part{worker.id, {}};
+        for (const Device& device : worker.devices) {
+          if (below(3) == 0 && device.UsedBytes() + bytes <= device.memory_bytes) {
+            part.devices.push_back(device.index);
+          }
+        }
+        if (!part.devices.empty()) job.occupant.parts.push_back(part);
+      }
+      if (job.occupant.parts.empty()) continue;
+      for (Worker& worker : workers) Occupy(job.occupant, &worker);
+      jobs.push_back(job);
+    }
+    Request request = Wants((3 + below(5)) * kGiB);
+    request.ranks = 1 + below(4);
+    request.multiple = request.ranks % 2 == 0 ? 1 + below(2) : 1;
+    if (!fifo.Decide({workers, {request}, {}}).placements.empty()) continue;
+    const Cuts cuts = PlanCuts(workers, jobs, request);
+    if (cuts.from.empty()) continue;
+    const std::map<std::string, int64_t> asked = Asked(cuts.jobs);
+    for (Elastic& job : jobs) {
+      const auto found = asked.find(job.occupant.job);
+      if (found == asked.end()) continue;
+      ASSERT_LT(found->second, job.occupant.memory_bytes);
+      ASSERT_GE(found->second, job.least_bytes);
+      job.occupant.memory_bytes = found->second;
+    }
+    ASSERT_EQ(fifo.Decide({With(idle, jobs), {request}, {}}).placements.size(), 1u);
+    ++placed;
+    gangs += request.ranks > 1 ? 1 : 0;
+  }
+  EXPECT_GT(placed, 500);
+  EXPECT_GT(gangs, 200);
 }
 
 TEST(Raises, GiveBackWhatThereIs) {

@@ -114,6 +114,40 @@ std::pair<WaitReason, std::string> WhyWaits(const Snapshot& snapshot) {
   return {decisions.waiting[0].reason, decisions.waiting[0].text};
 }
 
+// One of the wanted type is waited for, though another is idle; and if there is none, that is said.
+TEST(FifoScheduler, ATypeOfDeviceIsKeptTo) {
+  Snapshot snapshot;
+  snapshot.workers = {MakeWorker("a", 1, 0), MakeWorker("b", 2, 0)};
+  snapshot.workers[0].devices[0].type = "fast";
+  for (Device& device : snapshot.workers[1].devices) device.type = "slow";
+  Request request = MakeRequest("jobs/a", 1);
+  request.type = "fast";
+  snapshot.queue = {request};
+  const FifoScheduler fifo;
+  Decisions decisions = fifo.Decide(snapshot);
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].parts[0].worker, "a");
+
+  snapshot.workers[0].devices[0].busy = true;
+  Request other = MakeRequest("jobs/b", 2);
+  other.type = "slow";
+  snapshot.queue = {request, other};
+  decisions = fifo.Decide(snapshot);
+  ASSERT_EQ(decisions.waiting.size(), 1u);
+  EXPECT_EQ(decisions.waiting[0].job, "jobs/a");
+  EXPECT_EQ(decisions.waiting[0].reason, WaitReason::kDevicesBusy);
+  // What waits for one type keeps none of another from later jobs.
+  ASSERT_EQ(decisions.placements.size(), 1u);
+  EXPECT_EQ(decisions.placements[0].parts[0].worker, "b");
+
+  request.type = "none";
+  snapshot.queue = {request};
+  decisions = fifo.Decide(snapshot);
+  EXPECT_EQ(decisions.waiting[0].reason, WaitReason::kNoSuchDevice);
+  EXPECT_EQ(decisions.waiting[0].text,
+            "needs 1 device of type none on one worker; the largest has 0");
+}
+
 TEST(Fifo, PlacesAGangOnOneWorkerAndOneKind) {
   Snapshot snapshot{{MakeWorker("a", 1, 1), MakeWorker("b", 1, 2)}, {MakeRequest("j", 2)}};
   Decisions decisions = Decide(snapshot);
