@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/job_files.h"
 #include "common/status_macros.h"
 #include "coordinator/api/names.h"
 #include "coordinator/core/contract.h"
@@ -12,7 +13,7 @@
 namespace lemo::coordinator {
 namespace {
 
-constexpr size_t kNameLimit = 63, kLabelKeyLimit = 63, kLabelValueLimit = 255;
+constexpr size_t kNameLimit = 63, kLabelKeyLimit = 63, kLabelValueLimit = 255, kTypeLimit = 255;
 constexpr int kLabelLimit = 16, kRestartsLimit = 1000, kRanksLimit = 4096;
 
 absl::Status CheckFiles(const google::protobuf::RepeatedPtrField<lemo::v1::DataFile>& files,
@@ -40,6 +41,46 @@ absl::Status CheckFiles(const google::protobuf::RepeatedPtrField<lemo::v1::DataF
     input.set_name(name);
     input.set_bytes(file->bytes());
     input.set_sha256(file->sha256());
+  }
+  return absl::OkStatus();
+}
+
+// A predictor may be another job's result; its files then are the job's input, like data.
+absl::Status CheckPredictor(const lemo::v1::TokensSpec& tokens, Store* store, JobRecord* record,
+                            Violations* violations) {
+  constexpr const char* kField = "run.tokens.predictor";
+  const std::string& predictor = tokens.predictor();
+  if (!tokens.has_predictor() || predictor == "auto" || predictor.starts_with("/")) {
+    return absl::OkStatus();
+  }
+  if (!CheckName("jobs", predictor, kField).ok()) {
+    violations->Add(kField, absl::StrCat("auto, the job that trained one (jobs/{id}), or a "
+                                         "directory under a model root of the workers, by its "
+                                         "absolute path; got \"",
+                                         Shortened(predictor), "\""));
+    return absl::OkStatus();
+  }
+  const absl::StatusOr<lemo::v1::Job> job = store->GetJob(predictor);
+  if (absl::IsNotFound(job.status())) {
+    violations->Add(kField, absl::StrCat(predictor, ": no such job"));
+    return absl::OkStatus();
+  }
+  LEMO_RETURN_IF_ERROR(job.status());
+  bool any = false;
+  for (const lemo::v1::Artifact& artifact : job->artifacts()) {
+    if (!artifact.path().starts_with(kPredictorPrefix)) continue;
+    any = true;
+    lemo::v1::InputFile& input = record->files.emplace_back();
+    input.set_name(NameOf({predictor, artifact.path()}));
+    input.set_bytes(artifact.bytes());
+    input.set_sha256(artifact.sha256());
+  }
+  if (!any) {
+    violations->Add(kField,
+                    job->state() == lemo::v1::Job::SUCCEEDED
+                        ? absl::StrCat(predictor, " has trained no predictor")
+                        : absl::StrCat(predictor, " is ", lemo::v1::Job::State_Name(job->state()),
+                                       ": it has no result"));
   }
   return absl::OkStatus();
 }
@@ -109,6 +150,9 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
     violations->Add("resources.device",
                     absl::StrCat("expected any, cpu or cuda, got \"", Shortened(device), "\""));
   }
+  if (resources.device_type().size() > kTypeLimit) {
+    violations->Add("resources.device_type", absl::StrCat("at most ", kTypeLimit, " characters"));
+  }
   CheckPositive(resources.has_memory_bytes(), static_cast<double>(resources.memory_bytes()),
                 "resources.memory_bytes", violations);
   if (spec.restart().has_limit() &&
@@ -149,13 +193,7 @@ absl::Status CheckJobSpec(const lemo::v1::JobSpec& spec, Store* store, JobRecord
   if (run.tokens().has_predictors_dir()) {
     violations->Add("run.tokens.predictors_dir", "belongs to the service; leave it out");
   }
-  const std::string& predictor = run.tokens().predictor();
-  if (run.tokens().has_predictor() && predictor != "auto" && !predictor.starts_with("/")) {
-    violations->Add("run.tokens.predictor",
-                    absl::StrCat("auto, or a directory under a model root of the workers, by its "
-                                 "absolute path; got \"",
-                                 Shortened(predictor), "\""));
-  }
+  LEMO_RETURN_IF_ERROR(CheckPredictor(run.tokens(), store, record, violations));
   if (run.data().train().empty()) violations->Add("run.data.train", "names no file");
   LEMO_RETURN_IF_ERROR(CheckFiles(run.data().train(), "run.data.train", store, record, violations));
   LEMO_RETURN_IF_ERROR(CheckFiles(run.data().eval(), "run.data.eval", store, record, violations));

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
+#include <map>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -19,6 +20,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "common/files.h"
+#include "common/job_files.h"
 #include "common/located_json.h"
 #include "common/message_json.h"
 #include "common/rates_file.h"
@@ -62,12 +64,28 @@ struct LocalSpec {
   std::vector<std::pair<std::string, std::string>> names;  // local path, name
 };
 
-absl::StatusOr<LocalSpec> MakeLocal(const JobRecord& record, const std::string& output,
+// What the child has of another job's predictor: links, in `directory`.
+absl::Status MakeLocalPredictor(const JobRecord& record, const fs::path& directory,
+                                ArtifactStore* artifacts, LocalSpec* local) {
+  lemo::v1::TokensSpec& tokens = *local->spec.mutable_tokens();
+  std::map<std::string, std::string> files;
+  for (const lemo::v1::InputFile& file : record.files) {
+    if (!JobFileNamed(file.name())) continue;
+    LEMO_ASSIGN_OR_RETURN(files[file.name()], artifacts->LocalPath(file.sha256()));
+  }
+  LEMO_RETURN_IF_ERROR(LinkPredictor(tokens.predictor(), files, directory));
+  local->names.emplace_back(directory.string(), tokens.predictor());
+  tokens.set_predictor(directory.string());
+  return absl::OkStatus();
+}
+
+// Files of its own are made in `directory`.
+absl::StatusOr<LocalSpec> MakeLocal(const JobRecord& record, bool plans, const fs::path& directory,
                                     ArtifactStore* artifacts) {
   LocalSpec local{record.job.spec().run(), {}};
   local.names.emplace_back(record.model_path, local.spec.model().path());
   local.spec.mutable_model()->set_path(record.model_path);
-  local.spec.mutable_output()->set_dir(output);
+  local.spec.mutable_output()->set_dir((directory / "out").string());
   local.spec.set_device("cpu");
   for (auto* files :
        {local.spec.mutable_data()->mutable_train(), local.spec.mutable_data()->mutable_eval()}) {
@@ -82,6 +100,13 @@ absl::StatusOr<LocalSpec> MakeLocal(const JobRecord& record, const std::string& 
       local.names.emplace_back(path, file.path());
       file.set_path(path);
     }
+  }
+  const std::string& predictor = local.spec.tokens().predictor();
+  if (IsJobName(predictor)) {
+    LEMO_RETURN_IF_ERROR(MakeLocalPredictor(record, directory / "predictor", artifacts, &local));
+  } else if (!plans && predictor.starts_with("/") && !fs::exists(predictor)) {
+    // Workers may have what this host has not: they look at it.
+    local.spec.mutable_tokens()->set_predictor("auto");
   }
   return local;
 }
@@ -294,7 +319,8 @@ Finding Validator::Examine(const JobRecord& record, const std::string& key) {
 Verdict Validator::MakePlan(const JobRecord& record, const std::string& key,
                             lemo::v1::PlanResult* plan) {
   const lemo::v1::PlanOptions devices =
-      options_.devices ? options_.devices() : lemo::v1::PlanOptions();
+      options_.devices ? options_.devices(record.job.spec().resources().device_type())
+                       : lemo::v1::PlanOptions();
   lemo::v1::PlanOptions options;
   // Once more when another plan has meanwhile measured the device that this one measured too.
   for (int round = 0;; ++round) {
@@ -315,10 +341,15 @@ Verdict Validator::MakePlan(const JobRecord& record, const std::string& key,
       return Fault(lemo::v1::Failure::SYSTEM_ERROR,
                    "the plan is not understood: " + std::string(read.message()));
     }
+    const auto has_rates = [plan](const lemo::v1::PlannedDevice& device) {
+      return std::any_of(
+          device.rates().begin(), device.rates().end(), [plan](const lemo::v1::DeviceRates& of) {
+            return google::protobuf::util::MessageDifferencer::Equals(of, plan->rates());
+          });
+    };
     const bool is_workers =
-        std::any_of(devices.rates().begin(), devices.rates().end(), [plan](const auto& rates) {
-          return google::protobuf::util::MessageDifferencer::Equals(rates, plan->rates());
-        });
+        has_rates(devices.device()) ||
+        std::any_of(devices.devices().begin(), devices.devices().end(), has_rates);
     if (is_workers || !KeepRates(plan->rates()) || round == 1) break;
   }
   if (options_.add_times) options_.add_times(record, plan);
@@ -380,7 +411,8 @@ Verdict Validator::RunChild(const JobRecord& record, const std::string& key, Err
     std::error_code ignored;
     fs::remove_all(directory, ignored);
   };
-  absl::StatusOr<LocalSpec> local = MakeLocal(record, (directory / "out").string(), artifacts_);
+  absl::StatusOr<LocalSpec> local =
+      MakeLocal(record, errand->options != nullptr, directory, artifacts_);
   if (!local.ok()) return system_error(local.status());
   if (errand->options != nullptr && local->spec.checkpoint().every_steps() == 0) {
     // A job may be told to checkpoint at any time, to be paused or moved: its bytes are to have

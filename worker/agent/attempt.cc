@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/job_files.h"
 #include "common/message_json.h"
 #include "common/status_macros.h"
 #include "worker/agent/daemon_call.h"
@@ -312,9 +313,12 @@ absl::Status Attempt::WriteSpecs(const Transfer& transfer) {
     return absl::FailedPreconditionError(absl::StrCat("model_path: ", assignment_.model_path(),
                                                       " is under no model root of this worker"));
   }
-  if (const std::string& predictor = assignment_.run().tokens().predictor();
-      !predictor.empty() && predictor != "auto" &&
-      !UnderRoots(predictor, context_.options->model_roots)) {
+  const std::string& predictor = assignment_.run().tokens().predictor();
+  const bool of_job = IsJobName(predictor);
+  if (of_job) {
+    LEMO_RETURN_IF_ERROR(LinkPredictor(predictor, transfer.files, journal_.predictor()));
+  } else if (!predictor.empty() && predictor != "auto" &&
+             !UnderRoots(predictor, context_.options->model_roots)) {
     return absl::FailedPreconditionError(
         absl::StrCat("tokens.predictor: ", predictor, " is under no model root of this worker"));
   }
@@ -325,7 +329,8 @@ absl::Status Attempt::WriteSpecs(const Transfer& transfer) {
                          .out = journal_.out().string(),
                          .device = device_,
                          .bases = device_ == "cpu" ? context_.options->bases.string() : "",
-                         .predictors = (context_.options->directory / "predictors").string()};
+                         .predictors = (context_.options->directory / "predictors").string(),
+                         .predictor = of_job ? journal_.predictor().string() : ""};
   // Of the attempt before, whose contract had been amended.
   std::error_code ignored;
   fs::remove(journal_.budget(), ignored);

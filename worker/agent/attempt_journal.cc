@@ -69,6 +69,7 @@ std::optional<lemo::v1::AttemptEnded> AttemptJournal::ReadEnded() const {
 void AttemptJournal::Remove() const {
   std::error_code ignored;
   std::filesystem::remove_all(share(), ignored);
+  std::filesystem::remove_all(predictor(), ignored);
   RemoveScratch(directory_);
   // However many ranks and nodes there were: `rank-R-N.log`, `rank-R-N.end`, `run-R.json`,
   // `gang-N.json` and what lies beside it.

@@ -55,6 +55,8 @@ class AttemptJournal {
   // What the ranks may have, where that has been amended: they read it before every step.
   std::filesystem::path budget() const { return out() / "budget"; }
   std::filesystem::path share() const { return directory_ / "share"; }
+  // Links to the files of another job's predictor.
+  std::filesystem::path predictor() const { return directory_ / "predictor"; }
   const std::filesystem::path& directory() const { return directory_; }
 
   absl::Status Write(const AttemptRecord& record) const;

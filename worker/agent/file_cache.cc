@@ -1,18 +1,22 @@
 #include "worker/agent/file_cache.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/job_files.h"
 #include "common/status_macros.h"
 
 namespace lemo::agent {
 
 namespace fs = std::filesystem;
 
-FileCache::FileCache(fs::path directory, std::shared_ptr<grpc::Channel> channel)
-    : directory_(std::move(directory)), stub_(lemo::v1::FileService::NewStub(std::move(channel))) {}
+FileCache::FileCache(fs::path directory, const std::shared_ptr<grpc::Channel>& channel)
+    : directory_(std::move(directory)),
+      files_(lemo::v1::FileService::NewStub(channel)),
+      jobs_(lemo::v1::JobService::NewStub(channel)) {}
 
 absl::StatusOr<fs::path> FileCache::Fetch(const lemo::v1::InputFile& file, Canceller* canceller) {
   if (!IsSha256(file.sha256()) || file.bytes() < 0) {
@@ -55,11 +59,19 @@ absl::Status FileCache::FetchAlone(const lemo::v1::InputFile& file, const fs::pa
                      .sha256 = file.sha256(),
                      .path = path,
                      .open = nullptr};
-  fetch.open = [this, &file](grpc::ClientContext* context, int64_t offset) {
+  const std::optional<JobFile> of_job = JobFileNamed(file.name());
+  fetch.open = [this, &file, &of_job](grpc::ClientContext* context, int64_t offset) {
+    if (of_job) {
+      lemo::v1::DownloadArtifactRequest request;
+      request.set_name(of_job->job);
+      request.set_path(of_job->path);
+      request.set_offset(offset);
+      return jobs_->DownloadArtifact(context, request);
+    }
     lemo::v1::DownloadFileRequest request;
     request.set_name(file.name());
     request.set_offset(offset);
-    return stub_->DownloadFile(context, request);
+    return files_->DownloadFile(context, request);
   };
   return FetchFile(fetch, canceller);
 }

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "lemo/v1/file_service.grpc.pb.h"
+#include "lemo/v1/job_service.grpc.pb.h"
 #include "lemo/v1/worker_service.pb.h"
 #include "worker/agent/fetch.h"
 #include "worker/agent/uplink.h"
@@ -20,9 +21,10 @@ namespace lemo::agent {
 // checked. Thread-safe: several transfers may fetch at once, and of one file only one does.
 class FileCache {
  public:
-  FileCache(std::filesystem::path directory, std::shared_ptr<grpc::Channel> channel);
+  FileCache(std::filesystem::path directory, const std::shared_ptr<grpc::Channel>& channel);
 
-  // Where the file lies, after fetching it if need be: written beside, checked, synced, renamed. A
+  // Where the file, an uploaded one or another job's (common/job_files.h), lies, after fetching it
+  // if need be: written beside, checked, synced, renamed. A
   // download that breaks off goes on from where it was, as often as it takes, until `canceller`
   // says no (Cancelled). DataLoss when what came is not what was promised; the coordinator's own
   // code when it refuses.
@@ -37,7 +39,8 @@ class FileCache {
                           Canceller* canceller);
 
   const std::filesystem::path directory_;
-  const std::unique_ptr<lemo::v1::FileService::Stub> stub_;
+  const std::unique_ptr<lemo::v1::FileService::Stub> files_;
+  const std::unique_ptr<lemo::v1::JobService::Stub> jobs_;
 
   std::mutex mutex_;
   std::condition_variable changed_;

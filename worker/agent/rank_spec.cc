@@ -67,6 +67,7 @@ absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assig
   }
   if (run.tokens().policy() == "predictor") {
     run.mutable_tokens()->set_predictors_dir(paths.predictors);
+    if (!paths.predictor.empty()) run.mutable_tokens()->set_predictor(paths.predictor);
   }
   return run;
 }
@@ -82,6 +83,7 @@ PathNames::PathNames(const lemo::v1::Assignment& assignment, const LocalPaths& p
   names_.emplace_back(paths.out + "/", "");
   names_.emplace_back(paths.bases, "bases");
   names_.emplace_back(paths.predictors, "predictors");
+  names_.emplace_back(paths.predictor, assignment.run().tokens().predictor());
   // Of two where one begins with the other the longer is meant.
   std::stable_sort(names_.begin(), names_.end(),
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });

@@ -21,6 +21,7 @@ struct LocalPaths {
   std::string device;                        // `cpu` or `cuda:N`
   std::string bases;                         // of weights that are shared; empty: none are
   std::string predictors;                    // that this machine has trained for its models
+  std::string predictor;                     // of another job's result; empty: none is named
 };
 
 // The run that a rank is given: every name of the assignment's run replaced by its path, its memory

@@ -101,7 +101,7 @@ std::vector<std::string> ResultFiles(const fs::path& out) {
       names.push_back(name);
     }
   }
-  for (const char* folder : {"adapter", "model"}) {
+  for (const char* folder : {"adapter", "model", "predictor"}) {
     std::error_code error;
     for (fs::recursive_directory_iterator entry(out / folder, error), end; !error && entry != end;
          entry.increment(error)) {

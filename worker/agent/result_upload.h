@@ -21,8 +21,9 @@ absl::StatusOr<lemo::v1::Artifact> UploadFile(const lemo::v1::AttemptId& id,
                                               lemo::v1::WorkerService::Stub* stub,
                                               Canceller* canceller);
 
-// Paths, relative to the output directory, of what belongs to a result: everything under adapter/
-// and model/, and the reports. Sorted. Links are left out: a result holds files only.
+// Paths, relative to the output directory, of what belongs to a result: everything under
+// adapter/, model/ and predictor/, and the reports. Sorted. Links are left out: a result holds
+// files only.
 std::vector<std::string> ResultFiles(const std::filesystem::path& out);
 
 // Uploads them one after another, as UploadFile. NotFound when there is nothing to hand over.

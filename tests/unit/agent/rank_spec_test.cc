@@ -84,6 +84,15 @@ TEST_F(RankSpec, PredictorsAreThoseOfTheMachine) {
   EXPECT_EQ(PathNames(assignment_, paths_).Restore("in /agent/predictors/p"), "in predictors/p");
 }
 
+TEST_F(RankSpec, APredictorMayBeAnotherJobs) {
+  lemo::v1::TokensSpec& tokens = *assignment_.mutable_run()->mutable_tokens();
+  tokens.set_policy("predictor");
+  tokens.set_predictor("jobs/p");
+  paths_.predictor = "/j/predictor";
+  EXPECT_EQ(MakeRankSpec(assignment_, paths_)->tokens().predictor(), "/j/predictor");
+  EXPECT_EQ(PathNames(assignment_, paths_).Restore("/j/predictor/card.json"), "jobs/p/card.json");
+}
+
 TEST_F(RankSpec, NamesTheFieldThatHasNoPath) {
   assignment_.mutable_run()->mutable_data()->mutable_eval(0)->set_path("/etc/passwd");
   EXPECT_THAT(std::string(MakeRankSpec(assignment_, paths_).status().message()),
