@@ -352,17 +352,24 @@ def plan(args):
     return order
 
 
-def key_of(stage, task, seed, arm):
+def base_of(task, args):
+    """Whose base it is, where the task's is trained by the study itself; "" for the first."""
+    return "" if task == "a" else args.base
+
+
+def key_of(stage, task, seed, arm, args):
     setting = SETTINGS[stage, task]
-    return f"{task} {setting.length} {setting.steps}x{setting.batch} seed {seed}: {arm.name} {arm.keep:g}"
+    base = base_of(task, args)
+    return (f"{task} {setting.length} {setting.steps}x{setting.batch} seed {seed}{base and f' base {base}'}: "
+            f"{arm.name} {arm.keep:g}")
 
 
 def study(args, store):
     done = {record["key"] for record in store.read()}
-    todo = [entry for entry in plan(args) if key_of(*entry) not in done]
+    todo = [entry for entry in plan(args) if key_of(*entry, args) not in done]
     if args.list:
         for entry in todo:
-            print(key_of(*entry))
+            print(key_of(*entry, args))
         return
     material = tasks.Material(args.work, ROOT, tasks.find_novels(args.novels, ROOT))
     scratch = args.work / f"scratch-{os.getpid()}"
@@ -372,10 +379,12 @@ def study(args, store):
         if args.minutes and time.monotonic() - started > args.minutes * 60:
             say(f"out of time; {len(todo) - number} runs are left for the next call")
             break
-        key = key_of(stage, name, seed, arm)
+        key = key_of(stage, name, seed, arm, args)
         setting = SETTINGS[stage, name]
         about = {"stage": stage, "task": name, "seed": seed, "length": setting.length,
                  "steps": setting.steps, "batch": setting.batch, "lr": setting.learning_rate}
+        if base_of(name, args):
+            about["base"] = base_of(name, args)
         begun = time.monotonic()
         try:
             task = Task(name, setting, seed, material, args.lemo_train, scratch)
@@ -435,6 +444,9 @@ def parse_arguments():
     parser.add_argument("--stage", default="screen", help="some of screen,long; default screen")
     parser.add_argument("--task", default="a,b,c", help="some of a,b,c")
     parser.add_argument("--seeds", default="1", help="seed i also reads the i-th held-out book")
+    parser.add_argument("--base", default="", help="a name for the bases of tasks b and c that are trained here, where "
+                                                  "runs that are stored are of others: training is not the same on "
+                                                  "every processor, and small differences grow")
     parser.add_argument("--minutes", type=float, default=0, help="start no run after that; 0: no limit")
     parser.add_argument("--only", default="", help="arms whose name and share match this expression")
     parser.add_argument("--chunk", type=int, default=6, help="arms of a task in turn")

@@ -146,7 +146,7 @@ TITLES = {"a": "Task a: reading on in a novel that the base has not seen",
 def render(records):
     groups = {}
     for record in records:
-        at = (record["task"], record["length"], record["steps"], record["batch"])
+        at = (record["task"], record["length"], record["steps"], record["batch"], record.get("base", ""))
         groups.setdefault(at, []).append(record)
     commits = sorted({record["commit"] for record in records})
     commands = sorted({record["command"] for record in records})
@@ -156,10 +156,10 @@ def render(records):
     lines += [f"    {command}" for command in commands] + [""]
     lines += ["What the columns mean, how it is measured and what it does not show: "
               "[bench/quality](../quality/README.md).", ""]
-    for (task, length, steps, batch), found in sorted(groups.items()):
+    for (task, length, steps, batch, base), found in sorted(groups.items()):
         books = sorted({record["book"] for record in found if "book" in record})
         group = Group(found)
-        lines += [f"## {TITLES[task]}: {length} tokens, {steps} steps of {batch}", "",
+        lines += [f"## {TITLES[task]}: {length} tokens, {steps} steps of {batch}{base and f', base {base}'}", "",
                   f"Learning rate {found[0]['lr']:g}; text: {', '.join(books)}.", "",
                   *rows_of(group, task), "", *probe_lines(group)]
     return "\n".join(lines)
