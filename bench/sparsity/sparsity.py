@@ -36,6 +36,9 @@ ARMS = {
     "dense": None,
     "layer-50": choosing("random", 0.5, scope="layer", layers="all", mlp="shared"),
     "layer-50-norm": choosing("norm", 0.5, scope="layer", layers="all", mlp="shared"),
+    # By networks that have learnt next to nothing, which takes as long as by others.
+    "layer-50-predictor": choosing("predictor", 0.5, scope="layer", layers="all", mlp="shared", recall_every_steps=0),
+    "stack-50-predictor": choosing("predictor", 0.5, scope="stack"),
     "layer-30": choosing("random", 0.3, scope="layer", layers="all", mlp="shared"),
     "stack-50": choosing("random", 0.5, scope="stack"),
     "stack-30": choosing("random", 0.3, scope="stack"),
@@ -49,6 +52,8 @@ GOALS = {
                  "peer_speed": {4096: 2.0, 8192: 2.2}},
     "layer-30": {"time": 0.42},
     "stack-50": {"time": 0.48, "saved": 0.51, "peak": 0.52},
+    "layer-50-predictor": {"time": 0.60},
+    "stack-50-predictor": {"time": 0.48},
 }
 SELECTION_GOAL = 0.02   # of a step of 8,192 rows
 MODEL_GOAL = 0.10       # between measured and predicted ratio to dense
@@ -112,6 +117,24 @@ def figures(run, arm, key, dtype):
     }
 
 
+def tokens_of(args, arm, model, data, length, scratch):
+    """RunSpec.tokens of the arm; a predictor that it needs is made first."""
+    tokens = ARMS[arm]
+    if tokens is None or tokens["policy"] != "predictor":
+        return tokens
+    out = scratch / f"trained-{length}"
+    if not out.exists():
+        spec = {"model": {"path": str(model), "random_init": {"seed": 1}, "compute_type": args.dtype},
+                "data": {"train": [{"path": str(data), "format": "text"}], "max_length": length, "packing": False,
+                         "cache_dir": str(scratch / "cache")},
+                "predictor": {"mlp": False}, "train": {"steps": 1}, "output": {"dir": str(out)},
+                "device": args.device}
+        run_json = scratch / "predictor.json"
+        run_json.write_text(json.dumps(spec))
+        subprocess.run([str(args.lemo_train), str(run_json)], check=True, stdout=subprocess.DEVNULL)
+    return {**tokens, "predictor": str(out / "predictor")}
+
+
 def measure(args, scratch):
     """{key name: {arm: [Run of every round]}}, one process each; arms take turns within a round."""
     runs = {}
@@ -132,8 +155,8 @@ def measure(args, scratch):
                     if arm == PEER:
                         run = engine.run_peer(args, PEER, model, data, args.steps)
                     else:
-                        run = engine.run_lemo(args, f"lemo-{stored}", model, data, args.steps, length,
-                                              scratch, ARMS[arm])
+                        run = engine.run_lemo(args, f"lemo-{stored}", model, data, args.steps, length, scratch,
+                                              tokens_of(args, arm, model, data, length, scratch))
                     if run.out_of_memory:
                         raise RuntimeError(f"{arm}: out of memory: {run.out_of_memory}")
                     engine.check_loss(run, arm, workload.SHAPES["sparsity"]["vocab_size"])
