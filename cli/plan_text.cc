@@ -38,6 +38,8 @@ size_t DigitsOf(const Offers& offers) {
 
 std::string QualityCell(const Offer& offer) {
   if (offer.has_loss_gap()) return absl::StrFormat("%+.3g nats", offer.loss_gap());
+  // Of a predictor's training it is what the card will say.
+  if (offer.storage().empty()) return "its card";
   return offer.kept() >= 1 ? "exact" : "not measured";
 }
 
@@ -159,6 +161,7 @@ std::string CorrectionText(const lemo::v1::TimeCorrection& correction) {
 }
 
 std::string StorageText(const Offer& offer) {
+  if (offer.storage().empty()) return "nothing";  // there is no backward pass through the layers
   return absl::StrJoin(offer.storage(), ", ",
                        [](std::string* out, const lemo::v1::LayerPolicy& run) {
                          absl::StrAppend(out, run.policy(), " x", run.last() - run.first() + 1);

@@ -6,19 +6,13 @@
 #include "planner/memory/layer_bytes.h"
 #include "planner/memory/meter.h"
 #include "planner/memory/parameters.h"
+#include "planner/memory/trainer_sizes.h"
 
 namespace lemo::planner {
 namespace {
 
 constexpr int64_t kWide = 4;         // fp32, in which heads learn
 constexpr int64_t kStateBytes = 16;  // a parameter's value, gradient and two moments
-constexpr int64_t kTokenBytes = 8;
-constexpr int64_t kCpuTileRows = 1024, kCpuSegmentRows = 1024;
-constexpr int64_t kSegmentBytes = int64_t{512} << 20;
-// What no term has: scalars, vectors of blocks.
-constexpr int64_t kSmallTensors = int64_t{64} << 10;
-// oneDNN's own, as in memory.cc.
-constexpr int64_t kNarrowScratch = int64_t{1} << 20, kNarrowShare = 50;
 
 int64_t HeadParameters(const LearningHeads& heads, const ModelShape& shape) {
   const int64_t first = heads.flat_slice ? heads.block * shape.head_dim : shape.hidden;
@@ -59,6 +53,14 @@ class Forecast {
     return rows * (2 * kTokenBytes + 4) + tables;
   }
   LayerScene SceneOf(const Rows& of) const;
+  // Of the copy of a head that policies run.
+  int64_t RankingBytes(int64_t rows) const {
+    return ChoiceBytes(shape_, e_,
+                       {.by = RowChooser::By::kPredictor,
+                        .first_width = 2 * heads_.r1,
+                        .flat_slice = heads_.flat_slice},
+                       rows);
+  }
   // The normed rows in fp32, which are left.
   void Normed(int64_t rows, Meter* meter) const;
   // What a head does with the rows at hand.
@@ -82,7 +84,7 @@ LayerScene Forecast::SceneOf(const Rows& of) const {
   return {.shape = shape_,
           .layer = {.stream = of.rows, .attention = of.rows, .mlp = of.rows, .longest = of.longest},
           .element_bytes = e_,
-          .tile_rows = options_.mlp_tile_rows > 0 ? options_.mlp_tile_rows : kCpuTileRows,
+          .tile_rows = TileRows(0),
           .threads = options_.threads,
           .several_documents = of.documents > 1,
           .unturned = true};
@@ -106,11 +108,7 @@ int64_t Forecast::AttentionHeadBytes(const Rows& of) const {
   Meter meter;
   if (!of.learns) {
     // The copy that policies run, first.
-    meter.Touch(ChoiceBytes(shape_, e_,
-                            {.by = RowChooser::By::kPredictor,
-                             .first_width = 2 * heads_.r1,
-                             .flat_slice = heads_.flat_slice},
-                            of.rows));
+    meter.Touch(RankingBytes(of.rows));
   }
   Normed(of.rows, &meter);
   const int64_t blocks = (of.rows + heads_.block - 1) / heads_.block + of.documents;
@@ -136,12 +134,10 @@ int64_t Forecast::AttentionHeadBytes(const Rows& of) const {
 int64_t Forecast::MlpHeadBytes(const Rows& of) const {
   Meter meter;
   const int64_t first = of.rows * kMlpHeadNeurons;
-  if (!of.learns) meter.Touch(first * e_ + of.rows * kWide);
-  if (of.learns) {
-    Normed(of.rows, &meter);
-    meter.Take(first * kWide);
-    meter.Touch(first * kWide + MlpHeadParameters(shape_) * kWide);
-  }
+  if (!of.learns) return first * e_ + of.rows * kWide;
+  Normed(of.rows, &meter);
+  meter.Take(first * kWide);
+  meter.Touch(first * kWide + MlpHeadParameters(shape_) * kWide);
   return meter.peak();
 }
 
@@ -181,21 +177,14 @@ void Forecast::AddTrials(int64_t held) {
   const EvaluationRows& of = options_.measured;
   LayerScene scene = SceneOf({of.rows, of.longest, 1, false});
   scene.unturned = false;
-  const int64_t choosing = ChoiceBytes(shape_, e_,
-                                       {.by = RowChooser::By::kPredictor,
-                                        .first_width = 2 * heads_.r1,
-                                        .flat_slice = heads_.flat_slice},
-                                       of.rows);
   const int64_t width = shape_.embedding_width > 0 ? shape_.embedding_width : shape_.hidden;
-  const int64_t wanted =
-      options_.loss_segment_rows > 0
-          ? options_.loss_segment_rows
-          : std::clamp<int64_t>(kSegmentBytes / (6 * shape_.vocabulary), 1, kCpuSegmentRows);
-  const int64_t segment = std::min(wanted, std::max<int64_t>(1, of.labelled));
+  const int64_t segment =
+      SegmentRows(options_.loss_segment_rows, shape_.vocabulary, std::max<int64_t>(1, of.labelled));
   const int64_t loss = segment * (shape_.vocabulary + 2 * width) * e_ + of.rows * kTokenBytes;
   const int64_t batch = held + BatchBytes(of.rows) + of.rows * kTokenBytes + Row(of.rows);
   forecast_.moments.push_back(
-      {"shares by layer", batch + std::max(choosing, ForwardLayerBytes(scene, /*keep=*/false)), 0});
+      {"shares by layer",
+       batch + std::max(RankingBytes(of.rows), ForwardLayerBytes(scene, /*keep=*/false)), 0});
   forecast_.moments.push_back({"loss of shares", batch, loss});
 }
 
@@ -224,8 +213,7 @@ MemoryForecast Forecast::Run() {
   // Which of the gradients are alive together is autograd's affair.
   forecast_.low.total =
       std::max(bytes.weights, bytes.total - std::max(kSmallTensors, bytes.total / 64));
-  const int64_t narrow = kNarrowScratch + bytes.transient / kNarrowShare;
-  const int64_t margin = kSmallTensors + (e_ < kWide ? narrow : 0);
+  const int64_t margin = MarginBytes(e_, bytes.transient);
   forecast_.high.transient += margin;
   forecast_.high.total += margin;
   return forecast_;

@@ -38,8 +38,7 @@ struct LearningOptions {
   EvaluationRows measured;  // the largest micro-batch on which heads are measured
   // In the end leaving rows out is tried layer by layer, on what they are measured on.
   bool allocates = false;
-  int64_t mlp_tile_rows = 0;
-  int64_t loss_segment_rows = 0;
+  int64_t loss_segment_rows = 0;  // of the loss that is looked at then; 0: as the trainer chooses
   int64_t threads = 1;
 };
 

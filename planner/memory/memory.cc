@@ -6,24 +6,13 @@
 #include "planner/memory/layer_bytes.h"
 #include "planner/memory/meter.h"
 #include "planner/memory/parameters.h"
+#include "planner/memory/trainer_sizes.h"
 
 namespace lemo::planner {
 namespace {
 
-constexpr int64_t kAlignment = 64;   // of the arena's slices
-constexpr int64_t kMasterBytes = 4;  // fp32, as gradients and moments
-constexpr int64_t kCpuTileRows = 1024, kCpuSegmentRows = 1024;
-constexpr int64_t kSegmentBytes = int64_t{512} << 20;
+constexpr int64_t kAlignment = 64;                // of the arena's slices
 constexpr int64_t kNormGrain = int64_t{1} << 13;  // elements of a chunk of RMSNorm, at least
-constexpr int64_t kTokenBytes = 8;  // int64 on the device; labels and positions likewise
-
-// What no term has: scalars, masks of blocks, partial sums of norms' weights.
-constexpr int64_t kSmallTensors = int64_t{64} << 10;
-
-// oneDNN, which multiplies narrow types on a CPU, has scratch of its own by shapes of its own
-// choice, and widens some gradients on the way: up to 1.1 MiB was seen, and 1 % of the temporaries.
-constexpr int64_t kNarrowScratch = int64_t{1} << 20;
-constexpr int64_t kNarrowShare = 50;  // one in so many
 
 int64_t Slot(int64_t rows, int64_t width, int64_t bytes) {
   return (rows * width * bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -69,12 +58,8 @@ class Forecast {
   int64_t HighestForward() const;
   int64_t HighestBackward() const;
   // Of a segment of the loss over so many labelled rows.
-  int64_t SegmentRows(int64_t labelled) const {
-    const int64_t wanted =
-        options_.loss_segment_rows > 0
-            ? options_.loss_segment_rows
-            : std::clamp<int64_t>(kSegmentBytes / (6 * part_.vocabulary), 1, kCpuSegmentRows);
-    return std::min(wanted, labelled);
+  int64_t SegmentOf(int64_t labelled) const {
+    return SegmentRows(options_.loss_segment_rows, part_.vocabulary, labelled);
   }
   int64_t LossBytes(int64_t rows, int64_t labelled, bool gradient) const;
   int64_t NormWeightBytes(int64_t rows) const;
@@ -173,7 +158,7 @@ LayerScene Forecast::SceneOf(const LayerMemory& layer) const {
           .tuning = tuning,
           .layer = own,
           .element_bytes = e_,
-          .tile_rows = options_.mlp_tile_rows > 0 ? options_.mlp_tile_rows : kCpuTileRows,
+          .tile_rows = TileRows(options_.mlp_tile_rows),
           .threads = options_.threads,
           .several_documents = options_.documents > 1,
           .shares_tensors = options_.tensor_ranks > 1,
@@ -220,7 +205,7 @@ int64_t Forecast::HighestBackward() const {
 // gradient, and the gradients of both on the way back.
 int64_t Forecast::LossBytes(int64_t rows, int64_t labelled, bool gradient) const {
   const int64_t width = part_.embedding_width > 0 ? part_.embedding_width : part_.hidden;
-  const int64_t segment = SegmentRows(labelled);
+  const int64_t segment = SegmentOf(labelled);
   const bool shared = row_ranks_ > 1;
   const int64_t own = shared ? std::min(Own(rows), Own(segment) + 1) : segment;
   Meter meter(/*base=*/2 * 8);  // the sums of losses and of hits
@@ -370,7 +355,7 @@ void Forecast::AddScores() {
   if (scored.by == ScoredRows::By::kLoss) loss = LossBytes(rows, rows, /*gradient=*/false);
   if (scored.by == ScoredRows::By::kEntropy) {
     // Logits, then the logarithms of the shares beside them, then the shares in their place.
-    loss = SegmentRows(rows) * 2 * part_.vocabulary * e_;
+    loss = SegmentOf(rows) * 2 * part_.vocabulary * e_;
   }
   LayerScene scene =
       SceneOf({.stream = rows, .attention = rows, .mlp = rows, .longest = scored.longest});
@@ -471,11 +456,10 @@ MemoryForecast Forecast::Run() {
   }
   apart += runs;
   // A sum between ranks that share rows may be over before the next tile needs its memory.
-  if (row_ranks_ > 1) apart += kCpuTileRows * part_.hidden * e_;
+  if (row_ranks_ > 1) apart += TileRows(options_.mlp_tile_rows) * part_.hidden * e_;
   forecast_.low.total = std::max(fixed.weights, forecast_.low.total - apart);
   forecast_.host_bytes = options_.own_memory ? Saved(/*in_ring=*/true) : 0;
-  const int64_t narrow = kNarrowScratch + forecast_.expected.transient / kNarrowShare;
-  const int64_t margin = kSmallTensors + (e_ < kMasterBytes ? narrow : 0);
+  const int64_t margin = MarginBytes(e_, forecast_.expected.transient);
   forecast_.high.transient += margin;
   forecast_.high.loss += margin;
   forecast_.high.total += margin;

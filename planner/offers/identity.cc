@@ -85,8 +85,8 @@ std::string IdOf(const OfferRequest& request, const Offer& offer) {
   for (const int64_t value :
        {request.element_bytes, int64_t{tuning.full}, int64_t{tuning.dropout}, ranks.q, ranks.k,
         ranks.v, ranks.o, ranks.gate, ranks.up, ranks.down, int64_t{request.data.packing},
-        request.window, request.batch_sequences, request.steps, int64_t{request.evaluates},
-        int64_t{request.checkpoints}}) {
+        request.window, request.batch_sequences, request.steps, request.evaluated.rows,
+        request.evaluated.longest, int64_t{request.checkpoints}}) {
     digest.Add(value);
   }
   digest.Add(request.labelled_share);

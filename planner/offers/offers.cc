@@ -134,10 +134,18 @@ MemoryOptions Enumeration::MemoryOf(const Work& work, const RankSplit& split,
       std::max<int64_t>(1, request_.data.packing ? memory.batch_rows / work.load.longest.back()
                                                  : micro_batch_sequences);
   memory.loss_segment_rows = loss_segment_rows;
-  if (request_.evaluates) {
-    const int64_t longest = work.load.longest.front();
-    memory.evaluation = {
-        .rows = memory.batch_rows, .longest = longest, .labelled = memory.batch_rows};
+  // A predictor is measured in any case: on its training data, if nothing is held out.
+  Evaluated evaluated = request_.evaluated;
+  if (request_.learning && evaluated.rows == 0) {
+    evaluated = {work.load.rows, work.load.longest.front()};
+  }
+  if (evaluated.rows > 0) {
+    // As many documents as a micro-batch may have rows, or one.
+    const int64_t longest = std::min(evaluated.longest, work.window);
+    const int64_t rows =
+        std::max(longest, std::min(evaluated.rows, micro_batch_sequences * work.window));
+    memory.evaluation = {.rows = rows, .longest = longest, .labelled = rows};
+    memory.rows_max = std::max(memory.rows_max, rows);
   }
   if (const TokenChoice* choice = ChoiceOf(work)) {
     memory.chooser = choice->chooser;
@@ -272,9 +280,7 @@ MemoryForecast Enumeration::ForecastOf(const MemoryOptions& memory, int64_t micr
                            .longest = memory.longest,
                            .documents = memory.documents,
                            .micro_batches = micro_batches,
-                           .measured = {.rows = memory.batch_rows,
-                                        .longest = memory.longest,
-                                        .labelled = memory.batch_rows},
+                           .measured = memory.evaluation,
                            .allocates = request_.learning->allocates,
                            .threads = memory.threads});
 }
@@ -375,27 +381,28 @@ std::vector<BoundAdvice> Enumeration::Advice() const {
   return advice;
 }
 
+bool Prefers(Preference preference, const Price& a, const Price& b) {
+  switch (preference) {
+    case Preference::kFastest:
+      if (a.seconds != b.seconds) return a.seconds < b.seconds;
+      break;
+    case Preference::kSmallest:
+      if (a.bytes != b.bytes) return a.bytes < b.bytes;
+      break;
+    case Preference::kMostExact:
+      if (a.kept != b.kept) return a.kept > b.kept;
+      break;
+  }
+  // What is left is a matter of time, then of room.
+  if (a.seconds != b.seconds) return a.seconds < b.seconds;
+  return a.bytes < b.bytes;
+}
+
 // The first of `prices` that the preference likes best.
 size_t PreferredOf(const std::vector<Price>& prices, Preference preference) {
-  const auto better = [preference](const Price& a, const Price& b) {
-    switch (preference) {
-      case Preference::kFastest:
-        if (a.seconds != b.seconds) return a.seconds < b.seconds;
-        break;
-      case Preference::kSmallest:
-        if (a.bytes != b.bytes) return a.bytes < b.bytes;
-        break;
-      case Preference::kMostExact:
-        if (a.kept != b.kept) return a.kept > b.kept;
-        break;
-    }
-    // What is left is a matter of time, then of room.
-    if (a.seconds != b.seconds) return a.seconds < b.seconds;
-    return a.bytes < b.bytes;
-  };
   size_t best = 0;
   for (size_t i = 1; i < prices.size(); ++i) {
-    if (better(prices[i], prices[best])) best = i;
+    if (Prefers(preference, prices[i], prices[best])) best = i;
   }
   return best;
 }
@@ -497,6 +504,10 @@ Price PriceOf(const Offer& offer) {
 }  // namespace
 
 bool Dominates(const Offer& a, const Offer& b) { return Dominates(PriceOf(a), PriceOf(b)); }
+
+bool Prefers(Preference preference, const Offer& a, const Offer& b) {
+  return Prefers(preference, PriceOf(a), PriceOf(b));
+}
 
 Offers MakeOffers(const OfferRequest& request) { return Enumeration(request).Make(); }
 

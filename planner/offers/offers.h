@@ -39,6 +39,12 @@ struct DataShape {
   bool packing = true;  // several documents share a sequence of the window's length
 };
 
+// Data that is evaluated beside: rows of all of it, and of its longest document. No rows: none is.
+struct Evaluated {
+  int64_t rows = 0;
+  int64_t longest = 0;
+};
+
 // kLayer: rows come back, be it behind one layer or behind a group of them.
 enum class Scope { kDense, kLayer, kNested, kStack };
 
@@ -144,7 +150,7 @@ struct OfferRequest {
   int64_t batch_sequences = 1;         // of one optimizer step
   int64_t steps = 1;
   double labelled_share = 1;  // of the rows; the rest carries no loss
-  bool evaluates = false;     // documents of the same histogram
+  Evaluated evaluated;
   bool checkpoints = false;
 
   std::vector<TokenChoice> tokens;  // beside dense, which is always a choice
@@ -226,6 +232,9 @@ struct Offer {
 // choice of rows and a shorter window leave out others, so that of these neither is no worse than
 // the other.
 bool Dominates(const Offer& a, const Offer& b);
+
+// Whether the preference likes `a` more.
+bool Prefers(Preference preference, const Offer& a, const Offer& b);
 
 // One bound of a wish that cannot be met.
 struct BoundAdvice {

@@ -73,6 +73,9 @@ std::vector<std::string> FaultsOf(const OfferRequest& request) {
   require(documents, "data.documents: needs lengths and counts above 0");
   require(request.batch_sequences > 0, "batch_sequences: must be above 0");
   require(request.steps > 0, "steps: must be above 0");
+  require(request.evaluated.rows >= request.evaluated.longest && request.evaluated.longest >= 0 &&
+              (request.evaluated.rows > 0) == (request.evaluated.longest > 0),
+          "evaluated: rows and the longest document's do not go together");
   require(request.labelled_share > 0 && request.labelled_share <= 1,
           "labelled_share: must be above 0 and at most 1");
   require(all_above(request.world_sizes, 1), "world_sizes: needs sizes above 0");

@@ -165,6 +165,33 @@ TEST(Budget, WhatCannotBeReadLeavesItAsItWas) {
   EXPECT_EQ(run.Last("step").at("memory").at("budget_bytes"), int64_t{1} << 32);
 }
 
+// What a plan offers is enough to the end, also where the text that is held out is far longer than
+// any that is trained on.
+TEST(Budget, OfAnOfferHasRoomForLongerTextThatIsHeldOut) {
+  const Workspace workspace;
+  std::string text = "the little girl had a big red ball and she";
+  for (int i = 0; i < 4; ++i) text += " " + text;
+  workspace.Write("eval.jsonl", json{{"text", text}}.dump() + "\n");
+  json spec = Workspace::Spec();
+  spec["data"]["max_length"] = 512;
+  json learning = spec;
+  learning.erase("tuner");
+  learning["predictor"] = {{"block", 4}, {"r1", 16}, {"r2", 16}, {"p", 8}, {"allocate", 0.5}};
+  for (json run : {spec, learning}) {
+    const Outcome plan = workspace.Run(run, {"--plan", "--json"});
+    ASSERT_EQ(plan.exit_code, 0) << plan.err;
+    const json offer = json::parse(plan.out).at("offers")[0];
+    run.merge_patch(offer.at("overrides"));
+    run["memory"]["budget_bytes"] = offer.at("high").at("total");
+    run["output"]["dir"] = run.contains("tuner") ? "tuned" : "learnt";
+    const Outcome kept = workspace.Run(run);
+    ASSERT_EQ(kept.exit_code, 0) << kept.out << kept.err;
+    EXPECT_LE(kept.Last("result").at("peak_bytes").at("total").get<int64_t>(),
+              offer.at("high").at("total").get<int64_t>());
+    for (const json& amendment : kept.Of("amendment")) ADD_FAILURE() << amendment;
+  }
+}
+
 // The pain that this is for: a data set that fits, but for one row.
 TEST(Budget, OneLongRowInAShortDataSet) {
   const Workspace workspace;

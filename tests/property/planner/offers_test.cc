@@ -81,7 +81,7 @@ OfferRequest RandomRequest(uint32_t seed) {
   request.batch_sequences = dice.Number(1, 16);
   request.steps = dice.Number(1, 1000);
   request.labelled_share = dice.Coin() ? 1.0 : 0.25;
-  request.evaluates = dice.Coin();
+  if (dice.Coin()) request.evaluated = {4096, 512};
   request.checkpoints = dice.Coin();
   for (int64_t i = dice.Number(0, 3); i > 0; --i) {
     request.tokens.push_back(RandomChoice(dice, shape.layers));

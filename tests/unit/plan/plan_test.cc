@@ -87,7 +87,7 @@ TEST(PlanRequest, HasWhatTheSpecFixes) {
   EXPECT_EQ(request.window, 1024);
   EXPECT_EQ(request.steps, 10);
   EXPECT_TRUE(request.checkpoints);
-  EXPECT_FALSE(request.evaluates);
+  EXPECT_EQ(request.evaluated.rows, 0);
   EXPECT_THAT(request.loss_segments, ElementsAre(128));
   EXPECT_THAT(request.micro_batch_sequences, ElementsAre(1, 2, 4));
   EXPECT_TRUE(request.tokens.empty());
@@ -176,6 +176,27 @@ TEST(PlanRequest, CountsThePredictorAndRefusesToPlanWithoutOne) {
   EXPECT_THAT(known.evidence, HasSubstr("+2.3 % reading on at 8,192"));
   facts.predictor->steps = 2400;
   EXPECT_THAT(ChoiceOf(tokens, facts).evidence, HasSubstr("+1.8 % reading on at 8,192"));
+}
+
+TEST(PlanRequest, HeldOutTextCountsByItsOwnLengths) {
+  PlanFacts facts = Facts();
+  facts.documents = {{100, 20}};
+  const auto bytes_with = [&facts](planner::Evaluated evaluated) {
+    facts.evaluated = evaluated;
+    const OfferRequest request =
+        *PlanRequestOf(SpecOf(nlohmann::json::object()), SmallLlama(), facts);
+    const planner::Offers offers = MakeOffers(request);
+    // What it takes by itself: of so small a model publishing may take more than all else.
+    for (const planner::Moment& moment : offers.front.front().memory.moments) {
+      if (moment.name == "evaluation") return moment.transient;
+    }
+    return int64_t{0};
+  };
+  const int64_t alike = bytes_with({100, 100});
+  EXPECT_EQ(bytes_with({}), 0);
+  EXPECT_GT(alike, 0);
+  EXPECT_GT(bytes_with({1024, 1024}), alike);
+  EXPECT_GT(bytes_with({1024, 100}), alike) << "as many as a micro-batch may have rows";
 }
 
 // Of its training the micro-batch alone is to be chosen.
@@ -332,7 +353,7 @@ TEST(PlanRequest, AWindowIsNotShorterThanADocumentThatCannotBeSplit) {
   EXPECT_THAT(PlanRequestOf(spec, SmallLlama(), facts)->short_windows, testing::IsEmpty());
   facts.documents = {{300, 20}};
   EXPECT_THAT(PlanRequestOf(spec, SmallLlama(), facts)->short_windows, ElementsAre(512));
-  facts.longest_evaluated = 600;
+  facts.evaluated = {600, 600};
   EXPECT_THAT(PlanRequestOf(spec, SmallLlama(), facts)->short_windows, testing::IsEmpty());
 }
 
@@ -473,7 +494,7 @@ TEST(PlanMessage, PlansOfSeveralTypesOfDevicesAreOne) {
     return PlanMessage(request, MakeOffers(request), times);
   };
   const lemo::v1::PlanResult slow = plan_of("slow", 1, 0), fast = plan_of("fast", 3, 0);
-  const lemo::v1::PlanResult both = MergedPlans({slow, fast}, planner::Preference::kFastest);
+  const lemo::v1::PlanResult both = MergedPlans({fast, slow});
   EXPECT_EQ(both.offers_size(), slow.offers_size() + fast.offers_size());
   EXPECT_EQ(both.preferred(), fast.preferred());
   EXPECT_EQ(both.rates().products(), 3);
@@ -481,21 +502,23 @@ TEST(PlanMessage, PlansOfSeveralTypesOfDevicesAreOne) {
   std::set<std::string> ids;
   for (int i = 0; i < both.offers_size(); ++i) {
     ids.insert(both.offers(i).id());
-    if (i > 0) EXPECT_GE(both.offers(i).high().total(), both.offers(i - 1).high().total());
+    if (i > 0) {
+      EXPECT_GE(both.offers(i).high().total(), both.offers(i - 1).high().total());
+    }
   }
   EXPECT_EQ(ids.size(), static_cast<size_t>(both.offers_size()));
   EXPECT_THAT(both.notes(), testing::IsSupersetOf({"slow: measured", "fast: measured"}));
 
   // Within the bounds on one of them is within the bounds.
   const lemo::v1::PlanResult none = plan_of("small", 3, 1000);
-  const lemo::v1::PlanResult one = MergedPlans({none, slow}, planner::Preference::kFastest);
+  const lemo::v1::PlanResult one = MergedPlans({slow, none});
   EXPECT_EQ(one.preferred(), slow.preferred());
   EXPECT_EQ(one.nearest_size(), 0);
   EXPECT_EQ(one.advice_size(), 0);
   // Else the easier change is told.
   lemo::v1::PlanResult nearer = none;
   nearer.mutable_advice(0)->set_needed(1001);
-  const lemo::v1::PlanResult neither = MergedPlans({none, nearer}, planner::Preference::kFastest);
+  const lemo::v1::PlanResult neither = MergedPlans({none, nearer});
   ASSERT_EQ(neither.advice_size(), 1);
   EXPECT_EQ(neither.advice(0).needed(), 1001);
   EXPECT_GT(neither.nearest_size(), none.nearest_size());

@@ -162,7 +162,14 @@ PlanFacts FactsOf(const Inputs& inputs, const Compute& compute, planner::DeviceR
       static_cast<double>(inputs.train->labels()) / static_cast<double>(inputs.train->tokens());
   facts.element_bytes = static_cast<int64_t>(c10::elementSize(compute.type));
   facts.device = std::move(device);
-  if (inputs.eval) facts.longest_evaluated = inputs.eval->longest();
+  if (inputs.eval) {
+    const int64_t most = inputs.spec.eval().max_sequences();
+    const int64_t count = most > 0 ? std::min(most, inputs.eval->rows()) : inputs.eval->rows();
+    // Every document must fit a window, also one that is not evaluated.
+    facts.evaluated.longest = inputs.eval->longest();
+    for (int64_t i = 0; i < count; ++i) facts.evaluated.rows += inputs.eval->length(i);
+    facts.evaluated.rows = std::max(facts.evaluated.rows, facts.evaluated.longest);
+  }
   facts.splits = Splits(inputs.spec.data());
   facts.predictor = PredictorFactsOf(inputs, compute.type);
   return facts;
@@ -267,11 +274,19 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
     }
     return text;
   }
+  // First the one whose preferred offer is liked most.
+  std::stable_sort(plans.begin(), plans.end(), [](const DevicePlan& a, const DevicePlan& b) {
+    if (!a.offers.preferred || !b.offers.preferred) {
+      return a.offers.preferred.has_value() && !b.offers.preferred.has_value();
+    }
+    return planner::Prefers(a.request.preference, a.offers.front[*a.offers.preferred],
+                            b.offers.front[*b.offers.preferred]);
+  });
   std::vector<lemo::v1::PlanResult> results;
   for (const DevicePlan& plan : plans) {
     results.push_back(PlanMessage(plan.request, plan.offers, plan.times));
   }
-  lemo::v1::PlanResult result = MergedPlans(std::move(results), plans.front().request.preference);
+  lemo::v1::PlanResult result = MergedPlans(std::move(results));
   result.mutable_notes()->MergeFrom(options.options.notes());
   return MessageToJson(result, {}).dump(1) + "\n";
 }

@@ -100,25 +100,6 @@ lemo::v1::BoundAdvice AdviceMessage(const planner::BoundAdvice& advice) {
   return message;
 }
 
-// Whether the preference likes `a` more.
-bool Better(planner::Preference preference, const lemo::v1::Offer& a, const lemo::v1::Offer& b) {
-  if (preference == planner::Preference::kSmallest && a.high().total() != b.high().total()) {
-    return a.high().total() < b.high().total();
-  }
-  if (preference == planner::Preference::kMostExact && a.kept() != b.kept()) {
-    return a.kept() > b.kept();
-  }
-  return std::make_pair(a.run_seconds(), a.high().total()) <
-         std::make_pair(b.run_seconds(), b.high().total());
-}
-
-const lemo::v1::Offer* PreferredOf(const lemo::v1::PlanResult& plan) {
-  for (const lemo::v1::Offer& offer : plan.offers()) {
-    if (offer.id() == plan.preferred()) return &offer;
-  }
-  return nullptr;
-}
-
 // The easier of two ways to change one bound.
 void MergeAdvice(const lemo::v1::BoundAdvice& other, lemo::v1::BoundAdvice* advice) {
   if (!other.has_needed()) return;
@@ -199,18 +180,11 @@ lemo::v1::PlanResult PlanMessage(const OfferRequest& request, const planner::Off
   return message;
 }
 
-lemo::v1::PlanResult MergedPlans(std::vector<lemo::v1::PlanResult> plans,
-                                 planner::Preference preference) {
+lemo::v1::PlanResult MergedPlans(std::vector<lemo::v1::PlanResult> plans) {
   lemo::v1::PlanResult merged = std::move(plans.front());
   std::vector<lemo::v1::BoundAdvice> advice(merged.advice().begin(), merged.advice().end());
   for (size_t p = 1; p < plans.size(); ++p) {
-    lemo::v1::PlanResult& plan = plans[p];
-    const lemo::v1::Offer* const liked = PreferredOf(plan);
-    const lemo::v1::Offer* const before = PreferredOf(merged);
-    if (liked != nullptr && (before == nullptr || Better(preference, *liked, *before))) {
-      merged.set_preferred(plan.preferred());
-      *merged.mutable_rates() = plan.rates();
-    }
+    const lemo::v1::PlanResult& plan = plans[p];
     // Bounds, and so advice, are the same for all.
     for (int i = 0; i < plan.advice_size(); ++i) {
       const auto known = std::find_if(advice.begin(), advice.end(), [&](const auto& of) {

@@ -33,8 +33,7 @@ lemo::v1::PlanResult PlanMessage(const planner::OfferRequest& request,
 
 // The plans of one run on several types of devices as one. The offers stay apart: that one type
 // would be better in all respects does not help while its devices are busy. `plans` has at least
-// one; of one alone the result is that.
-lemo::v1::PlanResult MergedPlans(std::vector<lemo::v1::PlanResult> plans,
-                                 planner::Preference preference);
+// one; what is preferred, and its rates, are those of the first.
+lemo::v1::PlanResult MergedPlans(std::vector<lemo::v1::PlanResult> plans);
 
 }  // namespace lemo::train

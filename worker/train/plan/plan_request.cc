@@ -138,7 +138,7 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
 }
 
 int64_t Longest(const PlanFacts& facts) {
-  int64_t longest = facts.longest_evaluated;
+  int64_t longest = facts.evaluated.longest;
   for (const planner::LengthCount& of : facts.documents) longest = std::max(longest, of.length);
   return longest;
 }
@@ -188,7 +188,7 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
           ? train.batch_sequences()
           : std::max<int64_t>(1, train.batch_tokens() / std::max<int64_t>(1, request.window));
   request.labelled_share = facts.labelled_share;
-  request.evaluates = spec.data().eval_size() > 0;
+  request.evaluated = facts.evaluated;
   // A predictor's training is begun anew, not gone on with.
   request.checkpoints = spec.checkpoint().every_steps() > 0 && !spec.has_predictor();
   // A dense spec means its rows; one that leaves some out says which, and should see what windows

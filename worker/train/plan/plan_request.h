@@ -25,7 +25,7 @@ struct PlanFacts {
   double labelled_share = 1;                    // of their rows
   int64_t element_bytes = 4;                    // of the compute type
   planner::DeviceRates device;
-  int64_t longest_evaluated = 0;  // document of the data for evaluation
+  planner::Evaluated evaluated;
   // Whether a document that is longer than a window is split; else no window is shorter than one.
   bool splits = true;
   std::optional<PredictorFacts> predictor;  // of policy `predictor`
