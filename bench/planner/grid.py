@@ -29,15 +29,16 @@ ATTENTION = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "qwen3": ["q_pro
 
 def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope=None, mlp="shared",
          documents=1, evaluates=False, checkpoints=False, tile=0, segment=0, layers=None, dtype="float32",
-         ranks=None, threads=1, rank=8, dropout=0.0, by="random", kv_all=False, learns=None):
+         ranks=None, threads=1, rank=8, dropout=0.0, by="random", kv_all=False, learns=None, online=False):
     """One run: `documents` equal ones packed into sequences of `length` rows, or one. `layers`: policies by
     layer in place of `policy`. `ranks`: RunSpec.parallel of two ranks. `by`: RunSpec.tokens.policy, a table's with
     its score behind a dash. `learns`: RunSpec.predictor in place of a tuner, on two sequences a step; it is measured
-    in any case."""
+    in any case. `online`: a new predictor, which learns on the way."""
     parts = [shape, str(length), policy, tuner] if learns is None else [shape, str(length), "predictor"]
     parts += [f"{field}-{value}" for field, value in (learns or {}).items()]
     parts += [f"keep{keep}-{scope}" + ("" if mlp == "shared" else f"-mlp_{mlp}")] if scope else []
     parts += [by] if by != "random" else []
+    parts += ["online"] if online else []
     parts += ["kv_all"] if kv_all else []
     parts += [f"packed{documents}"] if documents > 1 else []
     parts += ["eval"] if evaluates else []
@@ -54,7 +55,7 @@ def case(shape, length, policy="attn_out", *, tuner="attention", keep=1.0, scope
             "keep": keep, "scope": scope, "mlp": mlp, "documents": documents, "evaluates": evaluates,
             "checkpoints": checkpoints, "tile": tile, "segment": segment, "layers": layers, "dtype": dtype,
             "ranks": ranks, "threads": threads, "rank": rank, "dropout": dropout, "by": by, "kv_all": kv_all,
-            "learns": learns}
+            "learns": learns, "online": online}
 
 
 POLICIES = ["all", "mlp", "attn_out", "input"]
@@ -143,6 +144,15 @@ def grid():
               case("llama-gqa", 2048, learns={"allocate": 0.5}), case("llama-wide", 4096, learns={"allocate": 0.5}),
               case("llama-gqa", 2048, threads=2, learns={}), case("opt", 1024, learns={}, dtype="bfloat16"),
               case("llama-wide", 2048, learns={}, dtype="bfloat16")]
+    learning = {"by": "predictor", "online": True, "keep": 0.3}
+    cases += [case(shape, 2048, "input", scope=scope, **learning) for shape in ("llama-wide", "opt")
+              for scope in ("stack", "layer")]
+    cases += [case("llama-gqa", 2048, scope="nested", **learning),
+              case("qwen3", 2048, "all", scope="group", mlp="off", **learning),
+              case("llama-mha", 4096, "input", documents=4, scope="stack", **learning),
+              case("llama-gqa", 1024, "input", scope="stack", checkpoints=True, evaluates=True, **learning),
+              case("opt-post", 1024, "input", scope="nested", threads=2, **learning),
+              case("llama-wide", 2048, "input", scope="stack", dtype="bfloat16", **learning)]
     return cases
 
 
@@ -239,7 +249,10 @@ def run_spec(one, model, rows, held_out, scratch):
             spec["tokens"]["kv_all"] = True
         if score:
             spec["tokens"]["table_score"] = score
-        if by == "predictor":
+        if one["online"]:
+            # The second step's lesson is beside all that the first one reserved.
+            spec["tokens"] |= {"online": {}, "warmup_steps": 0, "anneal_steps": 0, "recall_every_steps": 1}
+        elif by == "predictor":
             spec["tokens"]["predictor"] = str(scratch / "trained" / "predictor")
     if one["evaluates"]:
         spec["data"]["eval"] = [{"path": str(held_out), "format": "text"}]
@@ -277,12 +290,17 @@ def chooser(one):
         return {"by": by, "layers": layers, "mlp": one["mlp"] == "own"}
     if by != "predictor":
         return {"by": by, **({"score": score} if score else {})}
-    heads = 1 if one["scope"] in ("stack", "nested") else LAYERS
+    # Of two that choose for all layers above, one learns to guess the layer's own scores.
+    heads = {"stack": 1, "nested": 2 if one["online"] else 1}.get(one["scope"], LAYERS)
     hidden, element = SHAPES[one["shape"]]["hidden_size"], 4 if one["dtype"] == "float32" else 2
     held = heads * 2 * (hidden * 128 * element + (256 * 128 + 128 * 64) * 4)
     if one["mlp"] == "own":
         held += LAYERS * (hidden * 64 * element + 65 * 4)
-    return {"by": by, "first_width": 256, "held_bytes": held}
+    found = {"by": by, "first_width": 256, "held_bytes": held}
+    if one["online"]:
+        joint = one["scope"] in ("stack", "nested")
+        found["lessons"] = {"heads": heads, "joint": int(joint), "layers": LAYERS if joint else 1}
+    return found
 
 
 def question(one):

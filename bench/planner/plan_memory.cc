@@ -6,7 +6,8 @@
 //        "policies": ["attn_out+offload", one a layer], "documents": [rows of each in the
 //        micro-batch], "scope": "dense" | "layer" | "group" | "nested" | "stack", "keep": 0.5,
 //        "mlp": "shared" | "own" | "off", "kv_all": false, "chooser": {"by": tokens.policy,
-//        "score": of a table, "first_width": 0, "held_bytes": 0 (of a predictor)}, "block": 64,
+//        "score": of a table, "first_width": 0, "held_bytes": 0 (of a predictor), "lessons":
+//        {"heads": 1, "joint": 0, "layers": 1} (of one that begins anew)}, "block": 64,
 //        "mlp_tile_rows": 0, "loss_segment_rows": 0, "evaluation_documents": [], "checkpoints":
 //        false, "tensor_ranks": 1, "sequence": false, "data_ranks": 1, "shard": "none" | ...,
 //        "threads": 1}]
@@ -82,6 +83,15 @@ void SetChooser(const json& asked, bool stack, const KeptRows& all, MemoryOption
   chooser.own_stream = stack && chooser.by != RowChooser::By::kPlace;
   chooser.first_width = asked.value("first_width", 0);
   chooser.held_bytes = asked.value("held_bytes", 0);
+  if (asked.contains("lessons")) {
+    const json& learns = asked["lessons"];
+    lemo::planner::Lessons& lessons = options->lessons;
+    lessons.parameters =
+        learns.at("heads").get<int64_t>() * lessons.heads.ParametersOfOne(options->shape);
+    lessons.joint = learns.at("joint");
+    lessons.layers = learns.at("layers");
+    lessons.start_bytes = 4 * lessons.parameters;
+  }
   if (by != "table") return;
   static const std::map<std::string, ScoredRows::By> kScores = {
       {"attention", ScoredRows::By::kAttention},

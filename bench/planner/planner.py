@@ -35,7 +35,7 @@ def measure(args, one, scratch):
     grid.write_rows(held_out, one["shape"], row, 2)
     run_json = scratch / "run.json"
     spec = grid.run_spec(one, model, rows, held_out, scratch)
-    if one["by"] == "predictor":
+    if one["by"] == "predictor" and not one["online"]:
         shutil.rmtree(scratch / "trained", ignore_errors=True)
         run_json.write_text(json.dumps(grid.predictor_spec(spec, scratch)))
         subprocess.run([str(args.lemo_train), str(run_json)], check=True, stdout=subprocess.DEVNULL)

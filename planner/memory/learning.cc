@@ -14,16 +14,6 @@ namespace {
 constexpr int64_t kWide = 4;         // fp32, in which heads learn
 constexpr int64_t kStateBytes = 16;  // a parameter's value, gradient and two moments
 
-int64_t HeadParameters(const LearningHeads& heads, const ModelShape& shape) {
-  const int64_t first = heads.flat_slice ? heads.block * shape.head_dim : shape.hidden;
-  const int64_t second = heads.flat_slice ? heads.r1 : 2 * heads.r1;
-  return 2 * (heads.r1 * first + heads.r2 * second + heads.p * heads.r2);
-}
-
-int64_t MlpHeadParameters(const ModelShape& shape) {
-  return kMlpHeadNeurons * shape.hidden + kMlpHeadNeurons + 1;
-}
-
 // One run of the forecast.
 class Forecast {
  public:
@@ -36,23 +26,12 @@ class Forecast {
   MemoryForecast Run();
 
  private:
-  struct Rows {
-    int64_t rows, longest, documents;
-    bool learns;  // else it is measured
-  };
-
-  bool norms() const { return !shape_.post_norm; }
   int64_t Row(int64_t rows) const { return rows * shape_.hidden * e_; }
-  // Scores of all pairs of blocks, of every document.
-  int64_t PairBytes(const Rows& of) const {
-    const int64_t blocks = (of.longest + heads_.block - 1) / heads_.block;
-    return (of.rows + of.longest - 1) / of.longest * blocks * blocks * kWide;
-  }
   int64_t BatchBytes(int64_t rows) const {
     const int64_t tables = shape_.position_rows == 0 ? rows * shape_.head_dim * kWide : 0;
     return rows * (2 * kTokenBytes + 4) + tables;
   }
-  LayerScene SceneOf(const Rows& of) const;
+  LayerScene SceneOf(const LessonRows& of) const;
   // Of the copy of a head that policies run.
   int64_t RankingBytes(int64_t rows) const {
     return ChoiceBytes(shape_, e_,
@@ -61,13 +40,9 @@ class Forecast {
                         .flat_slice = heads_.flat_slice},
                        rows);
   }
-  // The normed rows in fp32, which are left.
-  void Normed(int64_t rows, Meter* meter) const;
-  // What a head does with the rows at hand.
-  int64_t AttentionHeadBytes(const Rows& of) const;
-  int64_t MlpHeadBytes(const Rows& of) const;
+  int64_t MlpHeadBytes(const LessonRows& of) const;
   // A pass, with all that is alive beside it.
-  void AddPass(const char* name, const Rows& of, int64_t held);
+  void AddPass(const char* name, const LessonRows& of, int64_t held);
   // Leaving rows out of one layer after another.
   void AddTrials(int64_t held);
   int64_t ScorerBytes() const;   // of one attention head
@@ -80,7 +55,7 @@ class Forecast {
   MemoryForecast forecast_;
 };
 
-LayerScene Forecast::SceneOf(const Rows& of) const {
+LayerScene Forecast::SceneOf(const LessonRows& of) const {
   return {.shape = shape_,
           .layer = {.stream = of.rows, .attention = of.rows, .mlp = of.rows, .longest = of.longest},
           .element_bytes = e_,
@@ -90,69 +65,30 @@ LayerScene Forecast::SceneOf(const Rows& of) const {
           .unturned = true};
 }
 
-void Forecast::Normed(int64_t rows, Meter* meter) const {
-  const int64_t bytes = rows * shape_.hidden * kWide;
-  const int64_t widened = e_ < kWide ? bytes : 0;
-  if (!norms()) {
-    meter->Take(widened);
-    return;
-  }
-  // Factors one after the other; each product is a tensor of its own.
-  meter->Take(widened);
-  meter->Touch(2 * bytes + rows * kWide + (shape_.layer_norm ? widened : 0));
-  meter->Take(bytes);
-  meter->Give(widened);
-}
-
-int64_t Forecast::AttentionHeadBytes(const Rows& of) const {
-  Meter meter;
-  if (!of.learns) {
-    // The copy that policies run, first.
-    meter.Touch(RankingBytes(of.rows));
-  }
-  Normed(of.rows, &meter);
-  const int64_t blocks = (of.rows + heads_.block - 1) / heads_.block + of.documents;
-  const int64_t slices = heads_.flat_slice ? blocks * shape_.hidden / shape_.head_dim : 0;
-  const int64_t input = heads_.flat_slice ? blocks * heads_.block * shape_.hidden * kWide : 0;
-  const int64_t first = (heads_.flat_slice ? slices : of.rows) * heads_.r1 * kWide;
-  const int64_t pooled = heads_.flat_slice ? first + slices * (heads_.r2 + heads_.p) * kWide
-                                           : blocks * (2 * heads_.r1 + 2 * heads_.r2) * kWide;
-  if (!of.learns) {
-    meter.Touch(2 * input + first + pooled);
-    return meter.peak();
-  }
-  // Both paths, then the gradients of one of them.
-  for (int path = 0; path < 2; ++path) {
-    meter.Touch(2 * input);
-    meter.Take(input + first + pooled);
-  }
-  meter.Take(2 * PairBytes(of));
-  meter.Touch(first + pooled + HeadParameters(heads_, shape_) / 2 * kWide);
-  return meter.peak();
-}
-
-int64_t Forecast::MlpHeadBytes(const Rows& of) const {
+int64_t Forecast::MlpHeadBytes(const LessonRows& of) const {
   Meter meter;
   const int64_t first = of.rows * kMlpHeadNeurons;
   if (!of.learns) return first * e_ + of.rows * kWide;
-  Normed(of.rows, &meter);
+  const NormedBytes normed = NormedRows(shape_, e_, of.rows);
+  meter.Touch(normed.highest);
+  meter.Take(normed.left);
   meter.Take(first * kWide);
-  meter.Touch(first * kWide + MlpHeadParameters(shape_) * kWide);
+  meter.Touch(first * kWide + (kMlpHeadNeurons * (shape_.hidden + 1) + 1) * kWide);
   return meter.peak();
 }
 
-void Forecast::AddPass(const char* name, const Rows& of, int64_t held) {
+void Forecast::AddPass(const char* name, const LessonRows& of, int64_t held) {
   const LayerScene scene = SceneOf(of);
   // The stream; of joint heads the rows that the first of their layers read, and sums of scores;
   // and of heads for the MLP the rows before it, until the next layer's.
-  int64_t beside = held + Row(of.rows) + heads_.joint * (Row(of.rows) + PairBytes(of));
+  int64_t beside = held + Row(of.rows) + heads_.joint * (Row(of.rows) + PairBytes(heads_, of));
   if (heads_.mlp) beside += Row(of.rows);
   const int64_t qkv =
-      of.rows * (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim * e_ + PairBytes(of);
+      of.rows * (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim * e_ + PairBytes(heads_, of);
   const int64_t rotated =
       heads_.rotated ? of.rows * (shape_.heads + shape_.kv_heads) * shape_.head_dim * e_ : 0;
-  int64_t highest = std::max(
-      {ForwardLayerBytes(scene, /*keep=*/false), qkv + rotated, qkv + AttentionHeadBytes(of)});
+  int64_t highest = std::max({ForwardLayerBytes(scene, /*keep=*/false), qkv + rotated,
+                              qkv + AttentionHeadBytes(shape_, e_, heads_, of)});
   if (heads_.mlp) {
     const int64_t tile = Row(std::min(scene.tile_rows, of.rows));
     highest = std::max({highest, Row(of.rows), tile + MlpHeadBytes(of)});
@@ -165,7 +101,7 @@ int64_t Forecast::ScorerBytes() const {
   const int64_t width = heads_.flat_slice ? kWide : e_;
   const int64_t first =
       2 * heads_.r1 * (heads_.flat_slice ? heads_.block * shape_.head_dim : shape_.hidden);
-  return first * width + (HeadParameters(heads_, shape_) - first) * kWide;
+  return first * width + (heads_.ParametersOfOne(shape_) - first) * kWide;
 }
 
 int64_t Forecast::ScorersBytes() const {
@@ -220,11 +156,6 @@ MemoryForecast Forecast::Run() {
 }
 
 }  // namespace
-
-int64_t LearningHeads::Parameters(const ModelShape& shape) const {
-  return (shape.layers + joint) * HeadParameters(*this, shape) +
-         (mlp ? shape.layers * MlpHeadParameters(shape) : 0);
-}
 
 MemoryForecast ForecastLearning(const LearningOptions& options) { return Forecast(options).Run(); }
 

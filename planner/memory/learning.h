@@ -7,24 +7,10 @@
 
 #include <cstdint>
 
+#include "planner/memory/lesson.h"
 #include "planner/memory/memory.h"
 
 namespace lemo::planner {
-
-inline constexpr int64_t kMlpHeadNeurons = 64;  // of a network for the MLP
-
-// The networks that learn.
-struct LearningHeads {
-  int64_t block = 64;                  // rows
-  int64_t r1 = 128, r2 = 128, p = 64;  // widths
-  bool flat_slice = false;
-  bool mlp = true;       // one a layer also for the MLP
-  int64_t joint = 1;     // that guess the mean of several layers, beside one a layer
-  bool rotated = false;  // scores are of rotated queries and keys
-
-  // Of all of them.
-  int64_t Parameters(const ModelShape& shape) const;
-};
 
 struct LearningOptions {
   ModelShape shape;

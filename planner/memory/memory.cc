@@ -4,6 +4,7 @@
 
 #include "planner/memory/choice_bytes.h"
 #include "planner/memory/layer_bytes.h"
+#include "planner/memory/lesson.h"
 #include "planner/memory/meter.h"
 #include "planner/memory/parameters.h"
 #include "planner/memory/trainer_sizes.h"
@@ -32,7 +33,10 @@ class Forecast {
   MemoryForecast Run();
 
  private:
-  int64_t Weights() const { return CountWeights(part_).all * e_ + options_.chooser.held_bytes; }
+  int64_t Weights() const {
+    return CountWeights(part_).all * e_ + options_.chooser.held_bytes +
+           options_.lessons.start_bytes;
+  }
   int64_t Trainable() const;
   int64_t SavedBy(const LayerMemory& asked) const {
     LayerMemory layer = asked;
@@ -67,11 +71,16 @@ class Forecast {
   // Of a choice among the rows of the micro-batch.
   int64_t ChoosingBytes() const;
   int64_t TrueScoreBytes() const;
+  // Of what networks see of a pass, beside the stream that it reads; `joint` of them wait for its
+  // last layer.
+  int64_t LessonBytes(const LessonRows& of, int64_t joint) const;
+  int64_t LearningBytes() const;
 
   void AddSteps(int64_t snapshot, const char* forward, const char* backward);
   void AddScores();
   void AddEvaluation(int64_t snapshot, const char* name);
   void AddPublishing();
+  void AddPublishedPredictor();
   void Add(const char* name, int64_t transient, int64_t loss = 0) {
     forecast_.moments.push_back({name, transient, loss});
   }
@@ -293,6 +302,36 @@ int64_t Forecast::TrueScoreBytes() const {
   return bytes + (chooser.own_stream ? stream : 0);
 }
 
+int64_t Forecast::LessonBytes(const LessonRows& of, int64_t joint) const {
+  const Lessons& lessons = options_.lessons;
+  LayerScene scene =
+      SceneOf({.stream = of.rows, .attention = of.rows, .mlp = of.rows, .longest = of.longest});
+  scene.unturned = true;
+  // Heads read the queries' and keys' scores, of which they are done with the queries.
+  const int64_t row = part_.head_dim * e_, pairs = PairBytes(lessons.heads, of);
+  const int64_t seen = of.rows * (part_.heads + part_.kv_heads) * row + pairs +
+                       AttentionHeadBytes(part_, e_, lessons.heads, of);
+  const int64_t scores = ScoreLayerBytes(scene, lessons.heads.rotated, lessons.heads.block);
+  if (joint == 0) return std::max(seen, scores);
+  // Values are there too where the pass goes on; joint heads keep the rows of their first layer,
+  // and sums of scores.
+  return joint * (of.rows * part_.hidden * e_ + pairs) +
+         std::max({seen, of.rows * part_.kv_heads * row + scores,
+                   ForwardLayerBytes(scene, /*keep=*/false)});
+}
+
+int64_t Forecast::LearningBytes() const {
+  const Lessons& lessons = options_.lessons;
+  if (lessons.parameters == 0) return 0;
+  const int64_t rows = options_.batch_rows, stream = rows * part_.hidden * e_;
+  const bool passes = lessons.layers > 1;  // through layers, in a copy of the stream
+  const int64_t learning =
+      (passes ? stream : 0) +
+      LessonBytes({.rows = rows, .longest = options_.longest, .documents = options_.documents},
+                  passes ? 1 : 0);
+  return learning + (options_.chooser.own_stream ? stream : 0);
+}
+
 int64_t Forecast::ChoosingBytes() const {
   const RowChooser& chooser = options_.chooser;
   const int64_t rows = options_.batch_rows;
@@ -308,7 +347,8 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
   const int64_t first = options_.layers.front().stream, last = options_.layers.back().stream;
   // Rotation tables are made when the first layer asks: of all rows only if it has all, or if their
   // true scores are wanted.
-  const bool all = first == rows || options_.chooser.by == RowChooser::By::kScores;
+  const bool all = first == rows || options_.chooser.by == RowChooser::By::kScores ||
+                   options_.lessons.parameters > 0;
   int64_t batch = snapshot + BatchBytes(rows, all);
   // Where rows leave the stream, those that stay are a micro-batch of their own; which stayed and
   // which left is kept for the way down, unless they were never embedded.
@@ -328,7 +368,8 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
     before = layer.stream;
   }
   const int64_t stream = options_.stream_rows;
-  Add(forward, batch + std::max({entering, ChoosingBytes(), EmbedBytes(stream), HighestForward()}));
+  Add(forward, batch + std::max({entering, ChoosingBytes(), LearningBytes(), EmbedBytes(stream),
+                                 HighestForward()}));
   Add("loss", batch, LossBytes(last, options_.labelled, /*gradient=*/true));
   // Where the embedding trains, the gradients of the rows of all ranks and those that have a word
   // here.
@@ -340,6 +381,11 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
   // The norm of a gradient is taken of a copy in fp64; the update has one tensor of the square
   // roots.
   Add("optimizer", batch + trained_.largest * 8);
+  if (options_.lessons.parameters == 0) return;
+  // What ranks by the head that was taught is made anew: both paths' first matrix, in fp32, and
+  // with the norm in it.
+  const LearningHeads& heads = options_.lessons.heads;
+  Add("update of a lesson", 3 * heads.ParametersOfOne(part_) * kMasterBytes);
 }
 
 // A table's numbers, made before the first step by a pass of all rows: with a stream of its own,
@@ -408,12 +454,27 @@ void Forecast::AddPublishing() {
   Add("publish model", compared + copies + Slot(rows, part_.hidden, e_));
 }
 
+// Heads are measured by copies such as policies run, and written from others.
+void Forecast::AddPublishedPredictor() {
+  const Lessons& lessons = options_.lessons;
+  if (lessons.parameters == 0 || options_.publish_rows == 0) return;
+  const EvaluationRows& held_out = options_.evaluation;
+  LessonRows of{.rows = options_.batch_rows, .longest = options_.longest, .learns = false};
+  if (held_out.rows > 0) of = {.rows = held_out.rows, .longest = held_out.longest, .learns = false};
+  const int64_t copies = options_.chooser.held_bytes;
+  Add("measuring the predictor", copies + BatchBytes(of.rows, true) + of.rows * part_.hidden * e_ +
+                                     std::max(EmbedBytes(of.rows), LessonBytes(of, lessons.joint)));
+  Add("publish predictor", copies + 2 * lessons.parameters * kMasterBytes);
+}
+
 MemoryForecast Forecast::Run() {
   // Masters and moments are on the host until they are written, beside the steps that go on: of a
   // gang's each rank has its part, or the lead all where nobody else sees its directory.
   const int64_t snapshot =
-      options_.checkpoints ? 3 * CountTrained(options_.shape, options_.tuning).all * kMasterBytes
-                           : 0;
+      options_.checkpoints
+          ? 3 * kMasterBytes *
+                (CountTrained(options_.shape, options_.tuning).all + options_.lessons.parameters)
+          : 0;
   AddScores();
   AddEvaluation(0, "evaluation");
   AddSteps(0, "forward", "backward");
@@ -425,9 +486,12 @@ MemoryForecast Forecast::Run() {
   }
   const size_t beside = forecast_.moments.size();
   AddPublishing();
+  AddPublishedPredictor();
 
+  // Heads have a gradient and two moments, and no values but their masters.
+  const int64_t learning = 4 * kMasterBytes * options_.lessons.parameters;
   const CategoryBytes fixed{
-      .weights = Weights(), .trainable = Trainable(), .saved_activations = Arena()};
+      .weights = Weights(), .trainable = Trainable() + learning, .saved_activations = Arena()};
   const auto sum = [&](bool overlaps) {
     CategoryBytes bytes = fixed;
     int64_t highest = 0;

@@ -12,8 +12,7 @@
 // Between two layers nothing of a layer is alive but the arena, so layers of equal shape need
 // looking at once.
 //
-// A run that trains a predictor is another one (learning.h). Not modelled: one that learns on the
-// way.
+// A run that trains a predictor is another one (learning.h).
 #pragma once
 
 #include <algorithm>
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "planner/cost_model.h"
+#include "planner/memory/lesson.h"
 
 namespace lemo::planner {
 
@@ -94,6 +94,16 @@ struct RowChooser {
   bool operator==(const RowChooser&) const = default;
 };
 
+// A predictor that goes on learning while the run trains: one lesson at a time, from the largest
+// micro-batch of a step. No parameters for none.
+struct Lessons {
+  LearningHeads heads;      // of the widest; its counts of heads are not looked at
+  int64_t parameters = 0;   // of all heads that learn
+  int64_t joint = 0;        // of these heads those that guess the mean of several layers
+  int64_t layers = 1;       // that a lesson passes through, at most
+  int64_t start_bytes = 0;  // of the predictor as the run found it, which stays
+};
+
 // A pass that keeps nothing: one micro-batch of an evaluation.
 struct EvaluationRows {
   int64_t rows = 0;
@@ -133,12 +143,14 @@ struct MemoryOptions {
   int64_t documents = 1;  // of the micro-batch
 
   RowChooser chooser;  // where rows are left out
+  Lessons lessons;     // of the chooser's networks; `chooser` is then a predictor
   ScoredRows scored;   // of the largest; no rows for none
 
   int64_t mlp_tile_rows = 0;      // 0: chosen as the trainer does on a CPU
   int64_t loss_segment_rows = 0;  // 0: likewise
   EvaluationRows evaluation;      // of the largest; no rows for none
-  // Rows on which a published result is compared with the live model; 0 leaves publishing out.
+  // Rows on which a published result is compared with the live model; 0 leaves publishing out. A
+  // predictor that learnt is measured on those of `evaluation`, without which on the batch's.
   int64_t publish_rows = 256;
   bool merge = false;        // publishing an adapter also writes the merged model
   bool checkpoints = false;  // are written while training

@@ -49,6 +49,13 @@ void AddShape(const ModelShape& s, Digest* digest) {
   }
 }
 
+void AddHeads(const LearningHeads& heads, Digest* digest) {
+  for (const int64_t value : {heads.block, heads.r1, heads.r2, heads.p, int64_t{heads.flat_slice},
+                              int64_t{heads.mlp}, heads.joint, int64_t{heads.rotated}}) {
+    digest->Add(value);
+  }
+}
+
 // Nothing where chance or place choose, in all steps: such offers keep the ids they had.
 void AddChooser(const TokenChoice& choice, Digest* digest) {
   const RowChooser& by = choice.chooser;
@@ -65,6 +72,15 @@ void AddChooser(const TokenChoice& choice, Digest* digest) {
         digest->Add(value);
       }
     }
+  }
+  if (const Lessons& lessons = choice.lessons; lessons.parameters > 0) {
+    digest->Add("lessons");
+    AddHeads(lessons.heads, digest);
+    for (const int64_t value :
+         {lessons.parameters, lessons.joint, lessons.layers, lessons.start_bytes}) {
+      digest->Add(value);
+    }
+    digest->Add(choice.lessons_a_step);
   }
   if (choice.table) {
     digest->Add("table");
@@ -119,13 +135,9 @@ std::string IdOf(const OfferRequest& request, const Offer& offer) {
     digest.Add(2 * static_cast<int64_t>(storage.stored) + (storage.offload ? 1 : 0));
   }
   if (request.learning) {
-    const LearningHeads& heads = request.learning->heads;
     digest.Add("learning");
-    for (const int64_t value :
-         {heads.block, heads.r1, heads.r2, heads.p, int64_t{heads.flat_slice}, int64_t{heads.mlp},
-          heads.joint, int64_t{heads.rotated}, int64_t{request.learning->allocates}}) {
-      digest.Add(value);
-    }
+    AddHeads(request.learning->heads, &digest);
+    digest.Add(int64_t{request.learning->allocates});
   }
   // The choice itself, not its place in the request.
   if (offer.token_choice >= 0) {

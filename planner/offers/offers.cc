@@ -149,6 +149,7 @@ MemoryOptions Enumeration::MemoryOf(const Work& work, const RankSplit& split,
   }
   if (const TokenChoice* choice = ChoiceOf(work)) {
     memory.chooser = choice->chooser;
+    memory.lessons = choice->lessons;
     memory.chooser.own_stream |=
         request_.sequence && split.tensor_ranks > 1 && choice->chooser.by != RowChooser::By::kPlace;
     if (choice->table) {
@@ -422,6 +423,9 @@ void Enumeration::Enumerate() {
         if (world % tensor != 0 || (tensor > 1 && !request_.may_split_tensors)) continue;
         const int64_t data = world / tensor;
         if (!TensorRanksFit(request_.shape, tensor) || data > request_.batch_sequences) continue;
+        // Each rank would teach a predictor of its own.
+        const TokenChoice* choice = ChoiceOf(works_[work]);
+        if (world > 1 && choice != nullptr && choice->lessons.parameters > 0) continue;
         for (const Sharding sharding : request_.shardings) {
           // One data parallel rank has nothing to divide.
           if (data == 1 && sharding != request_.shardings.front()) continue;

@@ -65,6 +65,8 @@ struct TokenChoice {
   bool any_share = false;
   int64_t block = 64;
   RowChooser chooser;
+  Lessons lessons;                  // one rank alone has any
+  double lessons_a_step = 0;        // in the mean
   std::optional<ScoredRows> table;  // made before the run; its rows are not said
   // Share of the steps that compute all rows: those at the beginning and the end, and half of those
   // between.

@@ -41,6 +41,9 @@ void CheckTokens(const OfferRequest& request, std::vector<std::string>* faults) 
     if (choice.chooser.by == RowChooser::By::kPredictor && choice.chooser.first_width < 1) {
       fault("chooser.first_width: must be above 0");
     }
+    if (choice.lessons.parameters > 0 && choice.chooser.by != RowChooser::By::kPredictor) {
+      fault("lessons: are a predictor's");
+    }
   }
 }
 

@@ -136,7 +136,7 @@ StepClock::StepClock(const OfferRequest& request, const Workload& workload, cons
   }
   selection_ = of_data_ * Price(Selection());
   if (request.learning) {
-    backward_ = of_data_ * Price(Lessons());
+    backward_ = of_data_ * Price(Learning());
   } else {
     head_ = of_data_ * Price(Head());
   }
@@ -173,7 +173,7 @@ std::vector<OperatorWork> StepClock::Selection() const {
                             choice_->chooser.by != RowChooser::By::kPlace, pass_);
 }
 
-std::vector<OperatorWork> StepClock::Lessons() const {
+std::vector<OperatorWork> StepClock::Learning() const {
   const LearningHeads& heads = request_.learning->heads;
   const auto rows = static_cast<double>(workload_.rows);
   const auto layers = static_cast<double>(request_.shape.layers);
@@ -181,6 +181,34 @@ std::vector<OperatorWork> StepClock::Lessons() const {
       request_.shape, rows * (layers + static_cast<double>(heads.joint)), 2 * heads.r1, pass_);
   if (!heads.mlp) return work;
   return Joined({work, LearningOperators(request_.shape, rows * layers, kMlpHeadNeurons, pass_)});
+}
+
+std::vector<OperatorWork> StepClock::Lessons(int64_t micro_batches) const {
+  if (choice_ == nullptr || choice_->lessons_a_step <= 0) return {};
+  const planner::Lessons& lessons = choice_->lessons;
+  const auto rows = static_cast<double>(workload_.rows);
+  std::vector<OperatorWork> work;
+  const auto add = [&work](std::vector<OperatorWork> parts, double times) {
+    for (OperatorWork& part : parts) part.amount *= times;
+    work.insert(work.end(), parts.begin(), parts.end());
+  };
+  // One micro-batch of a step is learnt from, in a pass through the layers that are guessed at; of
+  // the last of them queries and keys alone.
+  const double lesson = choice_->lessons_a_step * of_data_ / static_cast<double>(micro_batches);
+  const auto layers = static_cast<double>(lessons.layers);
+  add(QueryKeyOperators(request_.shape, tuning_, rows, pass_), lesson * layers);
+  add(ScoreOperators(request_.shape, rows, workload_.pairs), lesson * layers);
+  if (lessons.layers > 1) {
+    const LayerRows all{
+        .attention = workload_.rows, .mlp = workload_.rows, .pairs = workload_.pairs};
+    add(OfLayer(all).forward, lesson * (layers - 1));
+  }
+  // A layer's own network learns beside that for all above it.
+  const double heads = choice_->scope == Scope::kNested ? 2 : 1;
+  add(LearningOperators(request_.shape, rows, 2 * lessons.heads.r1, pass_), lesson * heads);
+  const auto parameters = static_cast<double>(lessons.heads.ParametersOfOne(request_.shape));
+  work.push_back({Operator::kUpdate, choice_->lessons_a_step * heads * parameters, parameters, 0});
+  return work;
 }
 
 std::vector<OperatorWork> StepClock::Update(int64_t micro_batches) const {
@@ -274,7 +302,7 @@ StepSeconds StepClock::Step(std::span<const LayerStorage> storage, int64_t micro
   StepSeconds step{.forward = forward_,
                    .backward = backward_,
                    .head = head_,
-                   .selection = selection_,
+                   .selection = selection_ + Price(Lessons(micro_batches)),
                    .ratio = ratio_};
   for (size_t l = 0; l < storage.size() && !request_.learning; ++l) {
     const int i = static_cast<int>(storage[l].stored);
@@ -315,8 +343,9 @@ std::vector<OperatorSeconds> StepClock::Operators(std::span<const LayerStorage> 
     }
     if (storage[l].offload) offloaded += layers_[l].copies[i];
   }
-  add(request_.learning ? Lessons() : Head(), of_data_);
+  add(request_.learning ? Learning() : Head(), of_data_);
   add(Selection(), of_data_);
+  add(Lessons(micro_batches), 1);
   add(Update(micro_batches), 1);
   std::vector<OperatorSeconds> operators;
   for (auto& [op, sum] : of) {

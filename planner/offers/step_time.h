@@ -56,7 +56,9 @@ class StepClock {
   LayerOperators OfLayer(const LayerRows& rows) const;
   std::vector<OperatorWork> Head() const;
   std::vector<OperatorWork> Selection() const;
-  std::vector<OperatorWork> Lessons() const;  // of heads that learn
+  std::vector<OperatorWork> Learning() const;  // of a predictor that is trained
+  // Of one that learns on the way, in the mean step.
+  std::vector<OperatorWork> Lessons(int64_t micro_batches) const;
   std::vector<OperatorWork> Update(int64_t micro_batches) const;
   bool SumsAgain(int64_t layer, const LayerStorage& storage) const;
   Sums SumsOf(std::span<const LayerStorage> storage, int64_t micro_batches) const;

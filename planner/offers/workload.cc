@@ -108,6 +108,7 @@ Workload WorkloadOf(const OfferRequest& request, int64_t window, const TokenChoi
   double computed = 0, head = 0;
   for (const auto& [length, count] : pieces) {
     work.rows += length * count;
+    work.pairs += static_cast<double>(count) * CausalPairs(length);
     number += count;
     for (int64_t i = 0; i < count && work.longest.size() < kLongestListed; ++i) {
       work.longest.push_back(length);

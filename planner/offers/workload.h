@@ -12,6 +12,7 @@ namespace lemo::planner {
 struct Workload {
   int64_t window = 0;
   int64_t rows = 0;       // of the data
+  double pairs = 0;       // of a row and one that it sees, where all are computed
   int64_t sequences = 0;  // that they make
   // Of each layer, added up over the data.
   std::vector<LayerRows> layers;

@@ -133,6 +133,12 @@ Trial RandomTrial(uint64_t seed, bool may_drop_rows, int64_t steps = kSteps) {
       }
     }
     if (random() % 3 == 0) tokens.set_anneal_steps(3);
+    const bool learns = seed % 2 == 0 && tokens.policy() == "predictor" && tokens.keep(0) < 1 &&
+                        tokens.mlp() != "own";
+    if (learns) {
+      tokens.mutable_online();
+      tokens.set_recall_every_steps(1);
+    }
   }
   FillDefaults(&spec);
   const int longest = 60 + static_cast<int>(random() % 120);
@@ -346,14 +352,18 @@ TEST_F(Squeeze, MeasuredPeaksStayWithinAnyBudget) {
       continue;
     }
     EXPECT_LE(run.peak, budget);
+    // What a predictor learns from another micro-batch it chooses other rows by.
+    const bool learns = trial.spec.tokens().has_online();
+    bool exact = true;
     for (const lemo::v1::AmendmentEvent& amendment : run.amendments) {
-      EXPECT_TRUE(amendment.exact());
+      exact &= amendment.exact();
+      EXPECT_EQ(amendment.exact(), !(learns && amendment.action() == "micro_batch"));
       EXPECT_NE(amendment.reason(), "allocator");
       EXPECT_LE(amendment.measured_peak_bytes(), budget);
       EXPECT_LE(amendment.predicted_bytes_after(), budget);
     }
     squeezed += !run.amendments.empty();
-    ExpectSame(run, free);
+    if (exact) ExpectSame(run, free);
   }
   EXPECT_GE(squeezed, 15);
 }
@@ -405,7 +415,10 @@ TEST_F(Squeeze, ABudgetThatIsCutAndRaisedChangesNoLoss) {
       continue;
     }
     amended += !run.amendments.empty();
-    ExpectSame(run, free);
+    const bool exact =
+        std::all_of(run.amendments.begin(), run.amendments.end(),
+                    [](const lemo::v1::AmendmentEvent& amendment) { return amendment.exact(); });
+    if (exact) ExpectSame(run, free);
   }
   EXPECT_GE(amended, 50);
 }

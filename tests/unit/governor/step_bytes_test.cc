@@ -164,8 +164,26 @@ TEST(StepBytes, APassThatKeepsNothingNeedsLessThanAStep) {
   EXPECT_LT(EvaluationNeed(model, 1024, 1024).total(),
             NeedOfDocument(model, 1024, Stored::kInput).total());
   EXPECT_LT(EvaluationNeed(model, 512, 512).total(), EvaluationNeed(model, 1024, 1024).total());
-  EXPECT_LT(PublishNeed(model, 8, false).total(), PublishNeed(model, 256, false).total());
-  EXPECT_LT(PublishNeed(model, 8, false).total(), PublishNeed(model, 8, true).total());
+  EXPECT_LT(PublishNeed(model, 8, 8, false).total(), PublishNeed(model, 256, 8, false).total());
+  EXPECT_LT(PublishNeed(model, 8, 8, false).total(), PublishNeed(model, 8, 8, true).total());
+}
+
+TEST(StepBytes, WhatLearnsIsMeasuredWhenItIsPublished) {
+  const std::vector<std::string> tokens = {"tokens.policy=predictor", "tokens.keep=[0.5]",
+                                           "tokens.online={}"};
+  const auto with = [&](int64_t parameters) {
+    return *StepModelOf(SpecOf(tokens), SmallLlama(), /*element_bytes=*/4, /*threads=*/2,
+                        /*own_memory=*/false,
+                        PredictorFacts{.first_width = 8, .parameters = parameters});
+  };
+  const StepModel learns = with(5000), fixed = with(0);
+  EXPECT_EQ(TrainableBytes(learns), TrainableBytes(fixed) + 16 * 5000);
+  EXPECT_EQ(SnapshotBytes(learns, 1), SnapshotBytes(fixed, 1) + 12 * 5000);
+  EXPECT_LT(PublishNeed(learns, 8, 512, false).total(),
+            PublishNeed(learns, 8, 1024, false).total());
+  EXPECT_EQ(PublishNeed(fixed, 8, 512, false).total(), PublishNeed(fixed, 8, 1024, false).total());
+  // Evaluating teaches nothing.
+  EXPECT_EQ(EvaluationNeed(learns, 1024, 1024).total(), EvaluationNeed(fixed, 1024, 1024).total());
 }
 
 TEST(StepBatch, IsCutAsTheRungSays) {

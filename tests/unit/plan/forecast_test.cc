@@ -91,9 +91,7 @@ TEST(Forecast, BytesNeedNoRates) {
 
 TEST(Forecast, OfWhatCannotBePlannedIsNone) {
   const lemo::v1::RunForecast forecast =
-      Of({{"tokens",
-           {{"policy", "predictor"}, {"scope", "layer"}, {"online", nlohmann::json::object()}}}},
-         Rates());
+      Of({{"tokens", {{"policy", "predictor"}, {"scope", "layer"}}}}, Rates());
   EXPECT_EQ(forecast.family(), "llama");
   EXPECT_EQ(forecast.predicted_peak_bytes(), 0);
   EXPECT_EQ(forecast.predicted_step_seconds(), 0);

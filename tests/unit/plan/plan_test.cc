@@ -101,7 +101,7 @@ TEST(PlanRequest, CountsTheStepsOfEpochs) {
   EXPECT_EQ(RequestOf(epochs).steps, 5);
 }
 
-TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
+TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatHasNoSize) {
   const OfferRequest request =
       RequestOf({{"tokens", {{"policy", "random"}, {"scope", "stack"}, {"keep", {0.5}}}}});
   ASSERT_EQ(request.tokens.size(), 1);
@@ -113,12 +113,11 @@ TEST(PlanRequest, TakesTheChoiceOfRowsAndRefusesWhatItCannotPrice) {
     EXPECT_THAT(known, testing::StartsWith("not measured on this model; the study of "));
   }
   EXPECT_FALSE(request.tokens[0].loss_gap);
-  const nlohmann::json learns = {
-      {"policy", "predictor"}, {"scope", "layer"}, {"online", nlohmann::json::object()}};
-  const absl::StatusOr<OfferRequest> refused =
-      PlanRequestOf(SpecOf({{"tokens", learns}}), SmallLlama(), Facts());
+  // A predictor that is still to be found has no size.
+  const absl::StatusOr<OfferRequest> refused = PlanRequestOf(
+      SpecOf({{"tokens", {{"policy", "predictor"}, {"scope", "layer"}}}}), SmallLlama(), Facts());
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("cannot be planned"));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("cannot plan: tokens[0].chooser"));
 }
 
 planner::TokenChoice ChoiceOf(const nlohmann::json& tokens, const PlanFacts& facts = Facts()) {
@@ -126,6 +125,34 @@ planner::TokenChoice ChoiceOf(const nlohmann::json& tokens, const PlanFacts& fac
       PlanRequestOf(SpecOf({{"tokens", tokens}}), SmallLlama(), facts);
   EXPECT_TRUE(request.ok()) << request.status();
   return request.ok() && !request->tokens.empty() ? request->tokens[0] : planner::TokenChoice();
+}
+
+TEST(PlanRequest, HasTheLessonsOfAPredictorThatLearns) {
+  PlanFacts facts = Facts();
+  facts.predictor = {.first_width = 48, .parameters = 5000, .file_bytes = 20000};
+  const auto learns = [&](nlohmann::json tokens) {
+    tokens.update({{"policy", "predictor"}, {"online", {{"layers_per_step", 2}}}});
+    return ChoiceOf(tokens, facts);
+  };
+  // Every step teaches two of the sparse layers. A predictor without steps begins with all rows: of
+  // 10 steps 2, and 5 in which the share falls.
+  const planner::TokenChoice layer = learns({{"scope", "layer"}, {"layers", "all"}});
+  EXPECT_EQ(layer.lessons.parameters, 5000);
+  EXPECT_EQ(layer.lessons.start_bytes, 20000);
+  EXPECT_EQ(layer.lessons.joint, 0);
+  EXPECT_EQ(layer.lessons.layers, 1);
+  EXPECT_EQ(layer.lessons_a_step, 2);
+  EXPECT_DOUBLE_EQ(layer.dense_share, 0.45);
+  // One head for all layers: taught where all rows are computed, and where recall is measured.
+  facts.predictor->steps = 100;
+  const planner::TokenChoice stack = learns({{"scope", "stack"}, {"cooldown_steps", 5}});
+  EXPECT_EQ(stack.lessons.joint, 1);
+  EXPECT_EQ(stack.lessons.layers, 4);
+  EXPECT_DOUBLE_EQ(stack.dense_share, 0.5);
+  EXPECT_DOUBLE_EQ(stack.lessons_a_step, 0.5 + 0.5 / 50);
+  const planner::TokenChoice fixed = ChoiceOf({{"policy", "predictor"}, {"scope", "stack"}}, facts);
+  EXPECT_EQ(fixed.lessons.parameters, 0);
+  EXPECT_EQ(fixed.lessons_a_step, 0);
 }
 
 TEST(PlanRequest, HasWhatRowsAreChosenBy) {
@@ -449,7 +476,9 @@ TEST(PlanMessage, IsTheOffers) {
     EXPECT_EQ(overrides.data().max_length(), by_text.data().max_length());
     EXPECT_EQ(overrides.train().micro_batch_tokens(), by_text.train().micro_batch_tokens());
     EXPECT_EQ(overrides.memory().policy(), by_text.memory().policy());
-    if (!keep.empty()) EXPECT_THAT(by_text.tokens().keep(), ElementsAre(keep[0]));
+    if (!keep.empty()) {
+      EXPECT_THAT(by_text.tokens().keep(), ElementsAre(keep[0]));
+    }
     ASSERT_EQ(overrides.memory().layers_size(), by_text.memory().layers_size());
     for (int k = 0; k < overrides.memory().layers_size(); ++k) {
       EXPECT_EQ(overrides.memory().layers(k).SerializeAsString(),

@@ -37,7 +37,7 @@ MemoryOptions Dense(const ModelShape& shape, int64_t rows, Stored stored = Store
   options.layers.assign(
       shape.layers,
       {.stored = stored, .stream = rows, .attention = rows, .mlp = rows, .longest = rows});
-  options.batch_rows = options.rows_max = options.stream_rows = rows;
+  options.batch_rows = options.rows_max = options.stream_rows = options.longest = rows;
   options.labelled = rows - 1;
   return options;
 }
@@ -255,6 +255,32 @@ TEST(Forecast, ChoosingRowsIsAMomentOfForwardAndItsNetworksAreWeights) {
   MemoryOptions table = chance;
   table.scored = {.rows = 2048, .longest = 2048};
   EXPECT_EQ(ForecastMemory(table).moments.front().name, "scores of blocks");
+}
+
+TEST(Forecast, LessonsTakeTheirStateAndAPassOfAllRows) {
+  MemoryOptions knows = Dense(Llama3(), 2048, Stored::kInput);
+  knows.chooser = {.by = RowChooser::By::kPredictor, .held_bytes = 5000, .first_width = 256};
+  knows.checkpoints = true;
+  MemoryOptions learns = knows;
+  learns.lessons = {.parameters = 1 << 20, .start_bytes = 7000};
+  const MemoryForecast before = ForecastMemory(knows), alone = ForecastMemory(learns);
+  // Masters, gradients and two moments; the predictor that it began with.
+  EXPECT_EQ(alone.expected.trainable, before.expected.trainable + (16 << 20));
+  EXPECT_EQ(alone.expected.weights, before.expected.weights + 7000);
+  const auto moment = [](const MemoryForecast& forecast, std::string_view name) {
+    int64_t bytes = 0;
+    for (const Moment& of : forecast.moments) bytes += of.name == name ? of.transient : 0;
+    return bytes;
+  };
+  // Whose copies are in a checkpoint: all but the gradients.
+  EXPECT_EQ(moment(alone, "checkpoint"), moment(before, "checkpoint") + (12 << 20));
+  EXPECT_GT(moment(alone, "measuring the predictor"), 0);
+  EXPECT_EQ(moment(before, "measuring the predictor"), 0);
+  // A head for many layers: a copy of the stream, and the rows and scores that wait for the last.
+  learns.lessons.joint = 1;
+  learns.lessons.layers = 32;
+  const int64_t row = Llama3().hidden * learns.element_bytes;
+  EXPECT_GE(moment(ForecastMemory(learns), "forward"), moment(alone, "forward") + 2 * 2048 * row);
 }
 
 TEST(KeepRows, CountsAsTheSelectionDoes) {

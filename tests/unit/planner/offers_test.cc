@@ -317,6 +317,47 @@ TEST(StepTime, ChoosingRowsByANetworkTakesItsProducts) {
               StepClock(request, work, {}).Step(storage, 4).Foretold(), 1e-9);
 }
 
+TEST(StepTime, ALessonIsAPassOverOneMicroBatch) {
+  OfferRequest request = Request();
+  request.device.compute = {1e11, 1e30};  // attention takes nothing
+  TokenChoice choice = Half();
+  choice.chooser = {.by = RowChooser::By::kPredictor, .first_width = 256};
+  const Workload work = WorkloadOf(request, 4096, &choice);
+  const std::vector<LayerStorage> storage(8);
+  const auto selection = [&](int64_t micro_batches) {
+    return StepClock(request, work, {}, &choice).Step(storage, micro_batches).selection;
+  };
+  const double ranking = selection(4);
+  choice.lessons = {.parameters = 1000, .layers = 8};
+  EXPECT_EQ(selection(4), ranking);  // of none
+  choice.lessons_a_step = 0.5;
+  const double lesson = (selection(4) - ranking) / 0.5;
+  EXPECT_NEAR(selection(1) - ranking, 4 * 0.5 * lesson, 1e-6 * lesson);
+  // Layers but the last in their forward pass.
+  const LayerRows rows{.attention = 4096, .mlp = 4096, .pairs = CausalPairs(4096)};
+  const double forward = Seconds(
+      LayerWork(request.shape, {.attention_rank = 8}, Stored::kAll, rows).forward, {1e11, 1e30});
+  EXPECT_GT(lesson, 7 * forward);
+  EXPECT_LT(lesson, 8.5 * forward);
+}
+
+TEST(Offers, APredictorLearnsInOneRank) {
+  OfferRequest request = Request();
+  request.tokens = {Half()};
+  request.tokens[0].chooser = {.by = RowChooser::By::kPredictor, .first_width = 256};
+  request.world_sizes = {1, 2};
+  const auto most_ranks = [&request] {
+    int64_t most = 0;
+    for (const Offer& offer : MakeOffers(request).front) {
+      if (offer.token_choice == 0) most = std::max(most, offer.ranks());
+    }
+    return most;
+  };
+  EXPECT_EQ(most_ranks(), 2);
+  request.tokens[0].lessons.parameters = 1000;
+  EXPECT_EQ(most_ranks(), 1);
+}
+
 TEST(StepTime, AddsUpTheWorkOfTheCostModel) {
   const OfferRequest request = Request();
   const Workload work = WorkloadOf(request, 4096, nullptr);

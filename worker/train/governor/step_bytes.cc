@@ -92,9 +92,10 @@ std::vector<uint8_t> LabelledRows(const MicroBatch& batch) {
   return labelled;
 }
 
-// A pass of all rows that nothing is kept of, without a run around it.
+// A pass of all rows that nothing is kept of and nothing is learnt from, without a run around it.
 MemoryOptions PassOf(const StepModel& model, int64_t rows, int64_t longest) {
   MemoryOptions options = model.memory;
+  options.lessons.parameters = 0;
   options.layers.assign(
       options.shape.layers,
       {.stored = Stored::kInput, .stream = 1, .attention = 1, .mlp = 1, .longest = 1});
@@ -153,6 +154,7 @@ absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const Decod
   memory.own_memory = own_memory;
   if (!model.tokens.dense()) {
     memory.chooser = ChooserOf(model.tokens, predictor);
+    memory.lessons = LessonsOf(model.tokens, predictor);
     memory.chooser.own_stream |= memory.sequence && memory.chooser.by != RowChooser::By::kPlace;
   }
   const planner::AdapterRanks& ranks = request.tuning.adapters;
@@ -220,9 +222,12 @@ StepNeed ScoresNeed(const StepModel& model, int64_t rows, int64_t longest) {
   return NeedIn(planner::ForecastMemory(options));
 }
 
-StepNeed PublishNeed(const StepModel& model, int64_t rows, bool merge) {
+StepNeed PublishNeed(const StepModel& model, int64_t rows, int64_t measured, bool merge) {
   MemoryOptions options = PassOf(model, rows, rows);
-  options.evaluation = {};
+  options.lessons = model.memory.lessons;
+  const bool measures = options.lessons.parameters > 0;
+  options.evaluation =
+      measures ? planner::EvaluationRows{measured, measured, measured} : planner::EvaluationRows();
   options.publish_rows = rows;
   options.merge = merge;
   return StreamAlone(model, planner::ForecastMemory(options), rows);
@@ -230,8 +235,8 @@ StepNeed PublishNeed(const StepModel& model, int64_t rows, bool merge) {
 
 int64_t SnapshotBytes(const StepModel& model, int parts) {
   constexpr int64_t kBytes = 3 * 4;  // a master and its moments
-  const planner::ParameterCount count =
-      planner::CountTrained(model.memory.shape, model.memory.tuning);
+  planner::ParameterCount count = planner::CountTrained(model.memory.shape, model.memory.tuning);
+  count.all += model.memory.lessons.parameters;
   // Whole tensors, each to the part with the least: none exceeds the mean by more than one of them.
   return kBytes * std::min(count.all, count.all / parts + count.largest);
 }
@@ -241,7 +246,9 @@ int64_t WeightBytes(const StepModel& model) {
 }
 
 int64_t TrainableBytes(const StepModel& model) {
-  return planner::ForecastMemory(PassOf(model, 1, 1)).expected.trainable;
+  MemoryOptions options = PassOf(model, 1, 1);
+  options.lessons = model.memory.lessons;
+  return planner::ForecastMemory(options).expected.trainable;
 }
 
 LadderOptions LadderOptionsOf(const StepModel& model, const std::vector<LayerStorage>& storage,

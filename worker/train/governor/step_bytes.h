@@ -60,8 +60,9 @@ planner::Work WorkOf(const StepModel& model, std::span<const int32_t> document_s
 StepNeed EvaluationNeed(const StepModel& model, int64_t rows, int64_t longest);
 // Of the pass that a table of the blocks is made in, of `rows` rows; nothing for other policies.
 StepNeed ScoresNeed(const StepModel& model, int64_t rows, int64_t longest);
-// Of publishing, with `rows` rows to compare by.
-StepNeed PublishNeed(const StepModel& model, int64_t rows, bool merge);
+// Of publishing, with `rows` rows to compare by; a predictor that learnt is measured on documents
+// of up to `measured` rows, one by one.
+StepNeed PublishNeed(const StepModel& model, int64_t rows, int64_t measured, bool merge);
 // Of the copy that one of so many ranks writes its part of a checkpoint from, at most.
 int64_t SnapshotBytes(const StepModel& model, int parts);
 // What is there throughout, on one rank: frozen weights, and what trains with its gradients and

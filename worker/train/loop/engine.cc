@@ -10,6 +10,7 @@
 #include "common/status_macros.h"
 #include "worker/train/data/random.h"
 #include "worker/train/loop/spec_options.h"
+#include "worker/train/memory/counting_allocator.h"
 
 namespace lemo::train {
 namespace {
@@ -113,7 +114,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const lemo::v1::RunSpec& 
     engine->table_ = table.get();
     engine->policy_ = std::move(table);
   } else if (engine->tokens_.spec.has_online()) {
+    std::optional<ScopedMemoryCategory> category(MemoryCategory::kWeights);
     LEMO_ASSIGN_OR_RETURN(Predictor start, ReadFitting(engine->tokens_, engine->decoder_));
+    category.reset();
     auto online =
         std::make_unique<OnlinePolicy>(engine->tokens_, engine->decoder_, std::move(start));
     engine->online_ = online.get();

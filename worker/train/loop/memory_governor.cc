@@ -366,7 +366,9 @@ void MemoryGovernor::Tell(int64_t step, const Change& change) {
   amendment->set_layers(change.layers);
   amendment->set_from(change.from);
   amendment->set_to(change.to);
-  amendment->set_exact(change.action != "keep");
+  // A predictor learns from the largest micro-batch, and chooses by what it has learnt.
+  const bool unlearnt = change.action == "micro_batch" && inputs_.spec.tokens().has_online();
+  amendment->set_exact(change.action != "keep" && !unlearnt);
   amendment->set_budget_bytes(budget_);
   reporter_.Emit(std::move(event));
 }
@@ -485,12 +487,11 @@ absl::StatusOr<int64_t> MemoryGovernor::PreparePublishing(int64_t wanted) {
   ReadBudget();
   engine_->Release(/*buffers=*/true);
   LEMO_RETURN_IF_ERROR(WaitForSave().status());
-  const bool merge = inputs_.spec.output().merge();
   int64_t rows = wanted;
-  while (rows > kLeastComparedRows && PublishNeed(model_, rows, merge).total() > Room()) {
+  while (rows > kLeastComparedRows && NeedOfPublishing(rows) > Room()) {
     rows = std::max(kLeastComparedRows, rows / 2);
   }
-  const int64_t need = PublishNeed(model_, rows, merge).total();
+  const int64_t need = NeedOfPublishing(rows);
   absl::Status possible;
   if (need > Room()) {
     possible = absl::ResourceExhaustedError(absl::StrCat(
@@ -506,6 +507,11 @@ absl::StatusOr<int64_t> MemoryGovernor::PreparePublishing(int64_t wanted) {
   }
   Enforce();
   return rows;
+}
+
+int64_t MemoryGovernor::NeedOfPublishing(int64_t rows) const {
+  const int64_t measured = least_.eval_rows > 0 ? least_.eval_rows : least_.train_rows;
+  return PublishNeed(model_, rows, measured, inputs_.spec.output().merge()).total();
 }
 
 StepNeed MemoryGovernor::NeedOfEvaluation(int64_t rows, int64_t longest) const {
@@ -577,7 +583,7 @@ std::vector<MemoryGovernor::Needed> MemoryGovernor::LeastNeeds(bool any_checkpoi
     add("the copy that a checkpoint is written from",
         SnapshotBytes(model_, least_.checkpoints.count) + GatheringBytes());
   }
-  add("publishing", PublishNeed(model_, kLeastComparedRows, spec.output().merge()).total());
+  add("publishing", NeedOfPublishing(kLeastComparedRows));
   return needs;
 }
 

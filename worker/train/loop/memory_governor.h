@@ -126,6 +126,7 @@ class MemoryGovernor {
   int64_t Agreed(StepBatch& batch, int64_t* rounds);
   absl::Status Impossible(StepBatch& batch, const Batch& given, int64_t step) const;
   StepNeed NeedOfEvaluation(int64_t rows, int64_t longest) const;
+  int64_t NeedOfPublishing(int64_t rows) const;
   std::string HeldInWords() const;
   void Tell(int64_t step, const Change& change);
   // The first rank's failure, on all of them.

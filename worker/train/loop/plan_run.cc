@@ -237,9 +237,9 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
   // A run may train a predictor; a plan only looks for one.
   const auto quiet = [](const lemo::v1::RunEvent&) {};
   const bool allocated = inputs.spec.tokens().layers() == kAllocated;
-  if (!inputs.spec.tokens().has_online()) {  // which may begin without one, and is refused below
-    LEMO_RETURN_IF_ERROR(ResolvePredictor(compute, /*may_train=*/false, quiet, &inputs));
-  }
+  const bool begins_anew = BeginsAnew(inputs.spec.tokens());
+  const absl::Status found = ResolvePredictor(compute, /*may_train=*/false, quiet, &inputs);
+  if (!(absl::IsNotFound(found) && begins_anew)) LEMO_RETURN_IF_ERROR(found);
   PlanFacts facts = FactsOf(inputs, compute, /*device=*/{});
   facts.allocated = allocated;
   std::vector<lemo::v1::PlannedDevice> devices(options.options.devices().begin(),

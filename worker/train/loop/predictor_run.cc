@@ -29,6 +29,7 @@
 #include "worker/train/loop/spec_options.h"
 #include "worker/train/memory/counting_allocator.h"
 #include "worker/train/spec/spec.h"
+#include "worker/train/tokens/policy/online.h"
 #include "worker/train/tokens/policy/predictor.h"
 #include "worker/train/tokens/predictor/training.h"
 
@@ -85,6 +86,14 @@ PredictorTrainingOptions TrainingOptions(const lemo::v1::RunSpec& spec,
   options.seed = spec.train().seed();
   options.adamw = AdamWOptionsOf(spec.train());
   return options;
+}
+
+int64_t ElementsOf(const AttentionPredictor& head) {
+  int64_t elements = 0;
+  for (const PredictorPath* path : {&head.q, &head.k}) {
+    elements += path->w1.numel() + path->w2.numel() + path->w3.numel();
+  }
+  return elements;
 }
 
 class PredictorRun {
@@ -473,13 +482,24 @@ absl::Status ResolvePredictor(const Compute& compute, bool may_train, const Emit
   return absl::OkStatus();
 }
 
+// Shares by layer are what a card has measured; a new one has none.
+bool BeginsAnew(const lemo::v1::TokensSpec& tokens) {
+  return tokens.predictor() == "auto" && tokens.has_online() && tokens.layers() != kAllocated;
+}
+
 std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarType type) {
   const lemo::v1::TokensSpec& tokens = inputs.spec.tokens();
-  if (tokens.policy() != "predictor" || tokens.predictor() == "auto") return std::nullopt;
+  if (tokens.policy() != "predictor") return std::nullopt;
   Violations violations;
   const TokenSettings settings = MakeTokenSettings(tokens, inputs.config.layers, &violations);
-  const absl::StatusOr<Predictor> predictor = ReadPredictor(tokens.predictor());
-  if (!violations.ToStatus().ok() || !predictor.ok()) return std::nullopt;
+  if (!violations.ToStatus().ok()) return std::nullopt;
+  absl::StatusOr<Predictor> predictor = absl::NotFoundError("");
+  if (tokens.predictor() != "auto") {
+    predictor = ReadPredictor(tokens.predictor());
+  } else if (BeginsAnew(tokens)) {
+    predictor = FreshPredictor(settings, inputs.config, inputs.spec.train().seed());
+  }
+  if (!predictor.ok()) return std::nullopt;
   const PredictorUse use = PredictorUseOf(settings, inputs.config);
   const auto element = static_cast<int64_t>(c10::elementSize(type));
   const int64_t wide = std::max<int64_t>(element, 4);
@@ -493,9 +513,27 @@ std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarT
   const double share = *std::min_element(
       kRecallShares.begin(), kRecallShares.end(),
       [keep](double a, double b) { return std::abs(a - keep) < std::abs(b - keep); });
+  for (const auto& [name, head] : predictor->heads) facts.file_bytes += 4 * ElementsOf(head);
+  for (const auto& [layer, mlp] : predictor->mlp) {
+    facts.file_bytes += 4 * (mlp.w1.numel() + mlp.w2.numel() + mlp.bias.numel());
+  }
   std::vector<std::string> heads = use.heads;
   // Taken before the layer's own where it is there; both are held.
-  for (const int64_t layer : NestedChoices(settings)) heads.push_back(AboveHead(layer));
+  for (const int64_t layer : NestedChoices(settings)) {
+    heads.push_back(AboveHead(layer));
+    const auto own = predictor->heads.find(LayerHead(layer));
+    if (!tokens.has_online() || own == predictor->heads.end()) continue;
+    predictor->heads.try_emplace(AboveHead(layer), own->second);  // where it learns, in any case
+  }
+  const PredictorShape& shape = predictor->card.shape;
+  facts.heads = {.block = shape.block,
+                 .r1 = shape.r1,
+                 .r2 = shape.r2,
+                 .p = shape.p,
+                 .flat_slice = shape.flat_slice,
+                 .mlp = false,
+                 .joint = 0,
+                 .rotated = predictor->card.score_rope};
   for (const std::string& name : heads) {
     const auto head = predictor->heads.find(name);
     if (head == predictor->heads.end()) continue;
@@ -505,6 +543,7 @@ std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarT
       facts.held_bytes += path->w1.numel() * (facts.flat_slice ? wide : element) +
                           (path->w2.numel() + path->w3.numel()) * wide;
     }
+    facts.parameters += ElementsOf(head->second);
     facts.first_width = std::max(facts.first_width, width);
     const auto quality = predictor->card.quality.find(name);
     if (quality == predictor->card.quality.end()) continue;

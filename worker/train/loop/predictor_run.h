@@ -63,8 +63,12 @@ absl::StatusOr<Predictor> NamedPredictor(const lemo::v1::RunSpec& spec,
 absl::Status ResolvePredictor(const Compute& compute, bool may_train, const EmitEvent& emit,
                               Inputs* inputs);
 
-// What the networks of inputs.spec.tokens.predictor cost, in `type`; nullopt for other policies,
-// and where the predictor is still to be found (`auto`) or cannot be read.
+// Whether a run may begin with a predictor that has learnt nothing, where none is found.
+bool BeginsAnew(const lemo::v1::TokensSpec& tokens);
+
+// What the networks of inputs.spec.tokens.predictor cost, in `type`, or those of the one that a run
+// begins anew; nullopt for other policies, and where the predictor is still to be found (`auto`) or
+// cannot be read.
 std::optional<PredictorFacts> PredictorFactsOf(const Inputs& inputs, at::ScalarType type);
 
 }  // namespace lemo::train

@@ -53,10 +53,7 @@ absl::Status ChoosePredictor(const Compute& compute, bool leads, const EmitEvent
   const bool may_train =
       leads && !inputs->spec.memory().has_budget_bytes() && !tokens->has_online();
   const absl::Status found = ResolvePredictor(compute, may_train, emit, inputs);
-  // Shares by layer are what a card has measured; a new one has none.
-  const bool begins =
-      chooses && !has_chosen && tokens->has_online() && tokens->layers() != kAllocated;
-  if (absl::IsNotFound(found) && begins) {
+  if (absl::IsNotFound(found) && chooses && !has_chosen && BeginsAnew(*tokens)) {
     lemo::v1::RunEvent event;
     event.mutable_phase()->set_name("predictor");
     event.mutable_phase()->set_detail("none fits; a new one learns as the run goes");
@@ -82,7 +79,10 @@ absl::StatusOr<fs::path> PublishPredictor(Engine& engine, const Inputs& inputs,
                                           const Published& published) {
   OnlinePolicy& online = *engine.online();
   const Dataset& data = inputs.eval ? *inputs.eval : *inputs.train;
-  EvalBatches batches(&data, inputs.spec.train().micro_batch_tokens(),
+  // In a budget one document at a time.
+  const int64_t rows =
+      inputs.spec.memory().has_budget_bytes() ? 1 : inputs.spec.train().micro_batch_tokens();
+  EvalBatches batches(&data, rows,
                       inputs.eval ? inputs.spec.eval().max_sequences() : kSequencesMeasured);
   online.BeginMeasuring();
   while (const std::optional<MicroBatch> batch = batches.Next()) {

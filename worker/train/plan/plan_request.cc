@@ -100,12 +100,6 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
     return absl::InvalidArgumentError(
         "plan.keep: the thresholds say how many blocks are kept (tokens.mode)");
   }
-  const auto refuse = [](const std::string& what) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tokens: ", what, " cannot be planned; run it and see its result"));
-  };
-  // Lessons take memory and time that no step is known by.
-  if (settings.spec.has_online()) return refuse("online");
   const auto add = [&](const TokenSettings& of, std::vector<double> spec_keep) {
     request->tokens.push_back({.scope = of.RowsComeBack()            ? planner::Scope::kLayer
                                         : of.scope == Scope::kNested ? planner::Scope::kNested
@@ -118,6 +112,7 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
                                .any_share = !of.threshold.empty(),
                                .block = of.block,
                                .chooser = ChooserOf(of, facts.predictor),
+                               .lessons = LessonsOf(of, facts.predictor),
                                .table = TableOf(of),
                                .loss_gap = LossGapOf(of, facts.predictor),
                                .evidence = EvidenceOf(of, facts.predictor)});
@@ -240,8 +235,14 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
         1, static_cast<int64_t>(std::ceil(train.epochs() * static_cast<double>(load.sequences) /
                                           static_cast<double>(request.batch_sequences))));
   }
+  if (request.tokens.empty()) return request;
+  // A predictor that has learnt nothing yet begins with steps of all rows.
+  lemo::v1::TokensSpec tokens = spec.tokens();
+  FillWarmup(request.steps, /*fresh=*/facts.predictor && facts.predictor->steps == 0, &tokens);
+  const TokenSettings warmed_up = MakeTokenSettings(tokens, config.layers, &violations);
   for (planner::TokenChoice& choice : request.tokens) {
-    choice.dense_share = DenseShare(settings, request.steps);
+    choice.dense_share = DenseShare(warmed_up, request.steps);
+    choice.lessons_a_step = LessonsAStep(warmed_up, choice.dense_share);
   }
   return request;
 }

@@ -45,7 +45,7 @@ struct PlanWishes {
 // `spec` is effective (Inputs::spec). What it fixes stays: data, tuner, batch, choice of rows,
 // ranks. Left to the planner are policies, micro-batches up to the batch, how many rows are left
 // out where that is wished, and running dense or on windows of as few rows. InvalidArgument for
-// what the planner cannot say: predictors that learn on the way.
+// what cannot be planned.
 absl::StatusOr<planner::OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
                                                     const DecoderConfig& config,
                                                     const PlanFacts& facts,

@@ -153,6 +153,34 @@ planner::RowChooser ChooserOf(const TokenSettings& settings,
   return chooser;
 }
 
+planner::Lessons LessonsOf(const TokenSettings& settings,
+                           const std::optional<PredictorFacts>& predictor) {
+  if (!settings.spec.has_online() || !predictor) return {};
+  planner::Lessons lessons{.heads = predictor->heads,
+                           .parameters = predictor->parameters,
+                           .start_bytes = predictor->file_bytes};
+  if (!settings.RowsComeBack()) {
+    lessons.joint = std::ssize(settings.Choices());
+    lessons.layers = LayersOfAChoice(settings);
+  }
+  return lessons;
+}
+
+double LessonsAStep(const TokenSettings& settings, double dense_share) {
+  if (!settings.spec.has_online()) return 0;
+  int64_t layers = std::ssize(settings.Choices());  // before which heads learn
+  if (settings.RowsComeBack()) {
+    layers = std::count_if(settings.keep.begin(), settings.keep.end(),
+                           [](double keep) { return keep < 1; });
+  }
+  const auto lessons =
+      static_cast<double>(std::min<int64_t>(settings.spec.online().layers_per_step(), layers));
+  if (settings.RowsComeBack()) return lessons;
+  // Steps that leave rows out teach where they measure.
+  const int every = settings.spec.recall_every_steps();
+  return dense_share * lessons + (every > 0 ? (1 - dense_share) / every : 0);
+}
+
 std::optional<planner::ScoredRows> TableOf(const TokenSettings& settings) {
   if (settings.policy != "table") return std::nullopt;
   const std::string& score = settings.spec.table_score();

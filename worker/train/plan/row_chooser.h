@@ -17,7 +17,10 @@ struct PredictorFacts {
   int64_t held_bytes = 0;   // of all of them, in the run's compute type
   int64_t first_width = 0;  // neurons of the first layer of the widest one, both paths together
   bool flat_slice = false;
-  int64_t steps = 0;  // that it has learnt, by its card
+  planner::LearningHeads heads;  // the widest sizes
+  int64_t parameters = 0;        // of those networks that guess attention's scores
+  int64_t file_bytes = 0;        // of all networks of the predictor, as it is read
+  int64_t steps = 0;             // that it has learnt, by its card
   double recall = 0;  // by its card, in the mean over them, at about the run's share; 0: not known
   AllocatedShares allocated;  // by its card; `keep` empty where it has none
 };
@@ -26,6 +29,12 @@ struct PredictorFacts {
 // it.
 planner::RowChooser ChooserOf(const TokenSettings& settings,
                               const std::optional<PredictorFacts>& predictor);
+
+// What goes on learning (tokens.online); nothing without it. `predictor` as above.
+planner::Lessons LessonsOf(const TokenSettings& settings,
+                           const std::optional<PredictorFacts>& predictor);
+// How many lessons a step has in the mean, where `dense_share` of them compute all rows.
+double LessonsAStep(const TokenSettings& settings, double dense_share);
 
 // What seconds are counted with: tokens.keep, or what passed the card's thresholds when it was
 // written.

@@ -316,13 +316,10 @@ class Validator {
     if (memory.has_budget_bytes()) {
       AtLeast("memory.budget_bytes", memory.budget_bytes(), 1);
       // What the planner's forecast does not hold, no step can be fitted to.
-      const auto refuse = [this](bool holds, const std::string& what) {
-        if (!holds) return;
-        Fault("memory.budget_bytes", absl::StrCat("the bytes of ", what, " cannot be told before ",
-                                                  "they are needed; leave the budget out"));
-      };
-      refuse(spec_.model().compute_type() == "float64", "float64");
-      refuse(tokens.has_online(), "a predictor that learns (tokens.online)");
+      if (spec_.model().compute_type() == "float64") {
+        Fault("memory.budget_bytes",
+              "the bytes of float64 cannot be told before they are needed; leave the budget out");
+      }
     } else if (memory.elastic()) {
       Fault("memory.elastic", "is about memory.budget_bytes; give that, too");
     }
