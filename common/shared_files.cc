@@ -11,7 +11,6 @@
 #include <cstring>
 #include <optional>
 #include <string_view>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -20,35 +19,16 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/making_lock.h"
 #include "common/status_macros.h"
 
 namespace lemo {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
+using Clock = LockClock;
 
 constexpr std::string_view kWhole = ".shared", kNew = ".new", kLock = ".lock";
-constexpr auto kPause = std::chrono::milliseconds(5);
-
-// A descriptor that is closed, and with it a lock that it holds.
-class Descriptor {
- public:
-  explicit Descriptor(int fd = -1) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 // Of the boot that runs now, as names end; "-" where the system does not say.
 std::string BootSuffix() {
@@ -58,28 +38,6 @@ std::string BootSuffix() {
 
 fs::path PathOf(const fs::path& directory, const std::string& stem, std::string_view suffix) {
   return directory / absl::StrCat(stem, std::string(suffix));
-}
-
-// Whether the open file still has its name: who waited for a lock may have got that of a file that
-// is no more.
-bool IsThere(int fd) {
-  struct stat info;
-  return ::fstat(fd, &info) == 0 && info.st_nlink > 0;
-}
-
-// Locks within the deadline. False when another holds it all the time.
-bool LockBefore(int fd, int how, Clock::time_point deadline) {
-  while (::flock(fd, how | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK && errno != EINTR) return false;
-    if (Clock::now() >= deadline) return false;
-    std::this_thread::sleep_for(kPause);
-  }
-  return true;
-}
-
-absl::Status Late(const fs::path& path, std::string_view what) {
-  return absl::DeadlineExceededError(
-      absl::StrCat(path.string(), ": ", std::string(what), " for too long"));
 }
 
 using Shared = std::shared_ptr<const SharedFile>;
@@ -111,15 +69,6 @@ absl::StatusOr<Shared> MapWhole(const fs::path& path, int64_t bytes, Clock::time
     // Only who is about to remove it is in the way.
     if (!LockBefore(fd.get(), LOCK_SH, deadline)) return Late(path, "was locked by another");
     if (IsThere(fd.get())) return Map(std::move(fd), path, bytes);
-  }
-}
-
-absl::StatusOr<Descriptor> LockMaking(const fs::path& path, Clock::time_point deadline) {
-  for (;;) {
-    Descriptor fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    if (fd.get() < 0) return ErrnoStatus(errno, "create", path);
-    if (!LockBefore(fd.get(), LOCK_EX, deadline)) return Late(path, "another makes it");
-    if (IsThere(fd.get())) return fd;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <cstring>
 
 #include "tests/gpu/check.h"
@@ -35,6 +36,9 @@ bool AllRegistered() {
 }
 
 }  // namespace
+
+// What the test of memory that processes share starts (device_memory_test.cc).
+int OpenMemory(int descriptor);
 
 bool HasFreeMemory(int64_t bytes, const char* test) {
   size_t free = 0;
@@ -77,5 +81,8 @@ int Main(bool load_only) {
 }  // namespace lemo::testing
 
 int main(int argc, char** argv) {
+  if (argc == 3 && std::strcmp(argv[1], "--open-memory") == 0) {
+    return lemo::testing::OpenMemory(std::atoi(argv[2]));
+  }
   return lemo::testing::Main(argc > 1 && std::strcmp(argv[1], "--load-only") == 0);
 }

@@ -328,7 +328,9 @@ absl::Status Attempt::WriteSpecs(const Transfer& transfer) {
                          .model = model_ != nullptr ? model_->string() : assignment_.model_path(),
                          .out = journal_.out().string(),
                          .device = device_,
-                         .bases = device_ == "cpu" ? context_.options->bases.string() : "",
+                         .bases = device_ == "cpu" || context_.options->cuda_bases
+                                      ? context_.options->bases.string()
+                                      : "",
                          .predictors = (context_.options->directory / "predictors").string(),
                          .predictor = of_job ? journal_.predictor().string() : ""};
   // Of the attempt before, whose contract had been amended.

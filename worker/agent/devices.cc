@@ -112,7 +112,8 @@ int ThreadsOfCpu(int cpu_devices) {
   return std::max(1, cores / std::max(1, cpu_devices));
 }
 
-std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes) {
+std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes,
+                                     bool cuda_bases) {
   std::vector<LocalDevice> devices;
   const std::string model = CpuModel();
   for (int i = 0; i < cpu_devices; ++i) {
@@ -132,6 +133,7 @@ std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_mem
     std::cerr << "lemo-worker: no CUDA devices are offered: " << found.status().message() << "\n";
     return devices;
   }
+  for (LocalDevice& device : *found) device.info.set_shares_bases(cuda_bases);
   devices.insert(devices.end(), found->begin(), found->end());
   return devices;
 }

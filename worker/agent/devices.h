@@ -20,8 +20,10 @@ struct LocalDevice {
 };
 
 // CPU devices first, each with an equal share of `cpu_memory_bytes` and of the cores
-// (ThreadsOfCpu), then CUDA devices. Runs nvidia-smi when `cuda` is set and the program exists.
-std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes);
+// (ThreadsOfCpu), then CUDA devices, whose jobs share frozen weights if `cuda_bases`. Runs
+// nvidia-smi when `cuda` is set and the program exists.
+std::vector<LocalDevice> ListDevices(int cpu_devices, bool cuda, int64_t cpu_memory_bytes,
+                                     bool cuda_bases = false);
 
 // That a rank alone on one of so many CPU devices computes with: OMP_NUM_THREADS, else its share of
 // the cores.

@@ -161,6 +161,9 @@ CommandLine ParseCommandLine(const std::vector<std::string>& args, const fs::pat
       ->type_name("BYTES")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
       ->check(CLI::NonNegativeNumber.description(""));
+  app.add_flag("--cuda-bases", options.cuda_bases,
+               "Jobs on one CUDA device have frozen weights once between them, too, by descriptors "
+               "that they hand on through --bases. Off: no GPU has run it yet");
   app.add_option("--cuda", cuda,
                  "Whether to offer CUDA devices: auto (those that nvidia-smi lists), none")
       ->check(CLI::IsMember({"auto", "none"}))

@@ -22,6 +22,7 @@ struct AgentOptions {
   std::vector<std::filesystem::path> model_roots;
   std::filesystem::path bases;   // absolute: frozen weights that jobs have once between them
   int64_t idle_bases_bytes = 0;  // of those that no job uses, to be kept for later ones
+  bool cuda_bases = false;       // jobs on a CUDA device share theirs, too
   std::string metrics_listen;    // HOST:PORT of /metrics; empty: none
   // For gangs over several nodes. Without an address to listen on there are none.
   std::string listen;          // HOST:PORT of the NodeService; port 0 takes a free one

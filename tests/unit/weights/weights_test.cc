@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -190,6 +191,52 @@ TEST_F(WeightsTest, SharedBasesHaveTheSameBits) {
     files += entry.path().extension() == ".shared";
   }
   EXPECT_EQ(files, 3) << "float32, float64, and what is float32 in the file as bfloat16";
+}
+
+// What a device's memory goes through, with memory of the host that has a descriptor and no name.
+TEST_F(WeightsTest, BasesThatAreHandedOnHaveTheSameBits) {
+  ModelWeights::Map written;
+  for (const auto& [name, tensor] : tensors_) written[name] = tensor.to(at::kBFloat16);
+  Write(written);
+  int made = 0, opened = 0;
+  const auto mapped = [](int fd, int64_t bytes) -> DescribedMemory {
+    void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return {.data = std::shared_ptr<void>(data, [bytes](void* p) { ::munmap(p, bytes); }),
+            .describe = [fd]() -> absl::StatusOr<Descriptor> { return Descriptor(fd); }};
+  };
+  const auto bases = MakeHandedBases(
+      dir_ / "handed",
+      {.place = "host",
+       .make = [&](int64_t bytes) -> absl::StatusOr<DescribedMemory> {
+         ++made;
+         const int fd = ::memfd_create("base", MFD_CLOEXEC);
+         EXPECT_EQ(::ftruncate(fd, bytes), 0);
+         return mapped(fd, bytes);
+       },
+       .open = [&](int64_t bytes, int descriptor) -> absl::StatusOr<DescribedMemory> {
+         ++opened;
+         return mapped(descriptor, bytes);
+       }});
+  const BaseSharing sharing{bases.get(), "digest"};
+  const auto load = [&] {
+    return LoadWeights(dir_, config_, at::kFloat, at::kCPU, nullptr, &sharing).value();
+  };
+  const ModelWeights own = Load(at::kFloat).value();
+  std::optional<ModelWeights> first = load();
+  std::optional<ModelWeights> second = load();
+  EXPECT_EQ(made, 1);
+  EXPECT_EQ(opened, 1);
+  for (const auto& [name, tensor] : own.tensors()) {
+    EXPECT_TRUE(at::equal(first->at(name), tensor)) << name;
+    EXPECT_TRUE(at::equal(second->at(name), tensor)) << name;
+  }
+  // As long as one tensor of it is used, others find it.
+  const at::Tensor last = second->at(kQ1);
+  first.reset();
+  second.reset();
+  EXPECT_TRUE(at::equal(load().at(kQ1), last));
+  EXPECT_EQ(made, 1);
+  EXPECT_EQ(opened, 2);
 }
 
 TEST_F(WeightsTest, BasesOfOneDigestAndAnotherAreApart) {

@@ -38,6 +38,8 @@ lemo::v1::PeakBytes PeakByCategory(const Engine& engine, at::Device device) {
     // What was sized beforehand is known without the allocator.
     peak.set_weights(engine.weights().OwnedBytes());
     peak.set_saved_activations(engine.tape().arena_bytes());
+    peak.set_total(peak.total() +
+                   engine.weights().MappedBytes());  // which is none of the allocator's
   }
   peak.set_base(engine.weights().MappedBytes());
   return peak;

@@ -59,18 +59,21 @@ absl::StatusOr<ModelWeights> WeightsOf(const lemo::v1::ModelSpec& model,
   }
   std::unique_ptr<FrozenBases> bases;
   BaseSharing sharing;
-  if (model.has_bases_dir() && use == WeightUse::kFrozen && compute.device.is_cpu()) {
+  if (model.has_bases_dir() && use == WeightUse::kFrozen) {
     sharing.digest = model.weights_digest();
     if (sharing.digest.empty()) {
       LEMO_ASSIGN_OR_RETURN(sharing.digest, WeightsDigestOf(model.path()));
     }
-    bases = MakeFileBases(model.bases_dir());
+    bases = compute.device.is_cpu() ? MakeFileBases(model.bases_dir())
+                                    : MakeDeviceBases(model.bases_dir(), compute.device);
     sharing.bases = bases.get();
   }
   LEMO_ASSIGN_OR_RETURN(ModelWeights weights,
                         LoadWeights(model.path(), config, compute.type, compute.device, split,
                                     bases != nullptr ? &sharing : nullptr));
-  CountExternalMemory(MemoryCategory::kWeights, weights.MappedBytes());
+  if (compute.device.is_cpu()) {
+    CountExternalMemory(MemoryCategory::kWeights, weights.MappedBytes());
+  }
   return weights;
 }
 

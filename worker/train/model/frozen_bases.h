@@ -5,10 +5,8 @@
 // page once. The rest (of another type than the files', or a tensor rank's columns) every run would
 // make a copy of its own of. FrozenBases is where it finds them instead.
 //
-// The interface knows of memory by an address and of weights by an id, and so is the place for
-// devices with memory of their own too: there a process that outlives the ranks would own the
-// memory and `Map` would open its handle (CUDA IPC). That is not built: no machine without such a
-// device could run it.
+// The interface knows of memory by an address and of weights by an id: where devices have memory of
+// their own the address is the device's.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/descriptor.h"
 #include "worker/train/model/model_split.h"
 
 namespace lemo::train {
@@ -35,7 +34,8 @@ struct BaseKey {
   std::string Id() const;
 };
 
-// Bytes that are there while any copy of the pointer is, and that nobody writes to.
+// Bytes that are there while any copy of the pointer is, and that nobody writes to. Of the device
+// that computes.
 using BaseMemory = std::shared_ptr<const void>;
 
 class FrozenBases {
@@ -54,5 +54,24 @@ inline constexpr int64_t kBaseAlignment = 64;
 // On a CPU: files of `directory`, mapped shared and read-only (common/shared_files.h). What goes
 // wrong is an error of the directory, not of the run.
 std::unique_ptr<FrozenBases> MakeFileBases(std::filesystem::path directory);
+
+// Memory that a descriptor stands for.
+struct DescribedMemory {
+  std::shared_ptr<void> data;
+  std::function<absl::StatusOr<Descriptor>()> describe;
+};
+struct DescribedMemoryOf {
+  std::string place;  // letters and digits: memory of two places is never one base
+  std::function<absl::StatusOr<DescribedMemory>(int64_t bytes)> make;
+  std::function<absl::StatusOr<DescribedMemory>(int64_t bytes, int descriptor)> open;
+};
+// Runs hand such memory on among themselves, by sockets in `directory`
+// (common/handed_descriptor.h); it is gone with the last one that has it.
+std::unique_ptr<FrozenBases> MakeHandedBases(std::filesystem::path directory,
+                                             DescribedMemoryOf memory);
+
+// That of a CUDA device, which libtorch has been used on. Not run on one yet: tests/gpu has what it
+// is made of.
+std::unique_ptr<FrozenBases> MakeDeviceBases(std::filesystem::path directory, at::Device device);
 
 }  // namespace lemo::train

@@ -182,11 +182,11 @@ int64_t Aligned(int64_t bytes) {
 // `tensors` have what is used in place already; the base has the rest.
 BaseLayout LayoutOf(const std::vector<TensorSpec>& expected,
                     const std::map<std::string, Source>& sources, const ModelSplit* split,
-                    at::ScalarType type, ModelWeights::Map* tensors) {
+                    at::ScalarType type, at::Device device, ModelWeights::Map* tensors) {
   BaseLayout layout;
   for (const TensorSpec& spec : expected) {
     const Part part = PartOf(sources.at(spec.name), ShardOf(split, spec.name));
-    if (part.usable && part.tensor.scalar_type() == type) {
+    if (part.usable && part.tensor.scalar_type() == type && device.is_cpu()) {
       tensors->emplace(spec.name, part.tensor);
       continue;
     }
@@ -260,19 +260,21 @@ absl::StatusOr<std::map<std::string, Source>> FindTensors(const std::filesystem:
 // All tensors, from the files where they can be used in place and else from a base.
 absl::StatusOr<ModelWeights::Map> ShareWeights(const DecoderConfig& config,
                                                const std::map<std::string, Source>& sources,
-                                               at::ScalarType type, const ModelSplit* split,
+                                               at::ScalarType type, at::Device device,
+                                               const ModelSplit* split,
                                                const BaseSharing& sharing) {
   ModelWeights::Map tensors;
-  const BaseLayout layout = LayoutOf(ExpectedTensors(config), sources, split, type, &tensors);
+  const BaseLayout layout =
+      LayoutOf(ExpectedTensors(config), sources, split, type, device, &tensors);
   if (layout.places.empty()) return tensors;
   const BaseKey key{.digest = sharing.digest,
                     .type = type,
                     .rank = split != nullptr ? split->rank : 0,
                     .ranks = split != nullptr ? split->ranks : 1};
-  const auto tensor_at = [type](char* data, const BaseLayout::Place& place,
-                                std::function<void(void*)> free) {
+  const auto tensor_at = [type, device](char* data, const BaseLayout::Place& place,
+                                        std::function<void(void*)> free) {
     return at::from_blob(data + place.offset, place.shape, std::move(free),
-                         at::TensorOptions(type));
+                         at::TensorOptions(type).device(device), device);
   };
   const auto fill = [&](char* data) {
     for (const BaseLayout::Place& place : layout.places) {
@@ -308,8 +310,8 @@ absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
   LEMO_ASSIGN_OR_RETURN(const auto sources, FindTensors(model_dir, config, &warnings));
   ModelWeights::Map tensors;
   int64_t mapped_bytes = 0;
-  if (sharing != nullptr && device.is_cpu()) {
-    LEMO_ASSIGN_OR_RETURN(tensors, ShareWeights(config, sources, type, split, *sharing));
+  if (sharing != nullptr) {
+    LEMO_ASSIGN_OR_RETURN(tensors, ShareWeights(config, sources, type, device, split, *sharing));
     for (const auto& [name, tensor] : tensors) {
       mapped_bytes += static_cast<int64_t>(tensor.nbytes());
     }

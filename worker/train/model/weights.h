@@ -29,7 +29,7 @@ class ModelWeights {
  public:
   using Map = std::map<std::string, at::Tensor, std::less<>>;
 
-  // `mapped_bytes` of the tensors lie in mapped files, of the model or of a shared base.
+  // `mapped_bytes` of the tensors lie in mapped files, or in a shared base.
   ModelWeights(Map tensors, at::ScalarType type, at::Device device, int64_t mapped_bytes,
                std::vector<std::string> warnings);
 
@@ -39,8 +39,8 @@ class ModelWeights {
   at::ScalarType type() const { return type_; }
   at::Device device() const { return device_; }
 
-  // Bytes in mapped files, which all processes that map them have once, and bytes in memory of our
-  // own (the device's, when it is not the CPU).
+  // Bytes in mapped files and shared bases, which all processes that map them have once, and bytes
+  // in memory of our own (the device's, when it is not the CPU).
   int64_t MappedBytes() const { return mapped_bytes_; }
   int64_t OwnedBytes() const { return owned_bytes_; }
 
@@ -74,8 +74,8 @@ struct BaseSharing {
 // `config` is that of the whole model. With `split` this rank's part of every tensor is read, and
 // nothing else of it: rows lie in the mapping like whole tensors, columns are copied.
 //
-// With `sharing`, on the CPU, whatever would be converted or copied lies in a base that all who
-// load the same have once; the values, and the alignment of every tensor, are those without it.
+// With `sharing`, whatever would be converted or copied lies in a base that all who load the same
+// have once; the values, and the alignment of every tensor, are those without it.
 absl::StatusOr<ModelWeights> LoadWeights(const std::filesystem::path& model_dir,
                                          const DecoderConfig& config, at::ScalarType type,
                                          at::Device device, const ModelSplit* split = nullptr,
