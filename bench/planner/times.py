@@ -34,6 +34,8 @@ def cases():
              case("opt", 1024), case("opt", 2048, "input"), case("opt-post", 1024)]
     runs += [case("llama-gqa", 1024, tuner="full"), case("opt", 512, "all", tuner="full")]
     runs += [case("llama-gqa", 2048, documents=4)]
+    learning = [("llama-gqa", "layer"), ("llama-gqa", "stack"), ("opt", "stack"), ("qwen3", "nested")]
+    runs += [case(shape, 2048, keep=0.5, scope=scope, by="predictor", online=True) for shape, scope in learning]
     runs += [case("llama-gqa", 1024, ranks={"tensor": 2}), case("llama-gqa", 2048, "input", ranks={"tensor": 2}),
              case("llama-gqa", 1024, ranks={"data": 2}), case("opt", 1024, ranks={"data": 2}),
              case("llama-gqa", 512, tuner="full", ranks={"data": 2, "shard": "none"}),
@@ -70,6 +72,8 @@ def measure(args, one, scratch, rates):
     grid.write_rows(rows, one["shape"], one["length"] // one["documents"], 8 * one["documents"])
     spec = grid.run_spec(one, model, rows, held_out, scratch)
     spec["train"]["steps"] = args.steps
+    if one["online"]:
+        spec["memory"]["budget_bytes"] = 1 << 34  # with one, recall is not measured
     run_json = scratch / "run.json"
     run_json.write_text(json.dumps(spec))
     gang = MPIRUN if one["ranks"] else []

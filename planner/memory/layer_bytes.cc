@@ -105,6 +105,15 @@ class Layer {
     return scene_.threads * products * queries * keys * (4 + (e_ < 4 ? e_ : 0));
   }
 
+  // Where the forward kernel packs for matrix units: keys and values of so many rows, of every
+  // head, and a tile that a thread turns over.
+  int64_t PackedBytes(int64_t keys) const {
+    constexpr int64_t kLeastRows = 64;  // that it packs
+    if (!scene_.packs_keys || keys < kLeastRows) return 0;
+    return 2 * keys * q_ * e_ +
+           scene_.threads * std::min(keys, kKeyTile) * scene_.shape.head_dim * e_;
+  }
+
   // The graph of the first projections, rebuilt: boundaries (where they were not kept) and what the
   // graph itself keeps.
   void ReplayQkv();
@@ -169,7 +178,7 @@ void Layer::AttendToAll() {
   // At most all kept rows of a document are one run. Each part has its o and lse; they are put
   // together in fp32.
   meter_.Take(2 * part);
-  meter_.Touch(Scratch(n, 1) +
+  meter_.Touch(Scratch(n, 1) + PackedBytes(std::max(n, scene_.layer.keys)) +
                scene_.threads * std::min(n, QueryTile(n)) * (2 + scene_.shape.head_dim) * 4);
   meter_.Touch(n * (3 * q_ + 4 * heads) * kStatisticBytes);
   meter_.Give(2 * part + TogetherBytes());
@@ -184,7 +193,8 @@ void Layer::Attend() {
   // has maxima, sums and a tile of the result.
   const int64_t tile = std::min(n, QueryTile(n));
   meter_.Take(n * q_ * e_ + n * heads * kStatisticBytes);
-  meter_.Touch(Scratch(n, 1) + scene_.threads * tile * (2 + scene_.shape.head_dim) * 4);
+  meter_.Touch(Scratch(n, 1) + PackedBytes(n) +
+               scene_.threads * tile * (2 + scene_.shape.head_dim) * 4);
   // lse of grouped heads lies in another order and is copied once more.
   const bool grouped = scene_.shape.kv_heads < scene_.shape.heads;
   meter_.Touch(grouped ? n * heads * kStatisticBytes : 0);

@@ -19,6 +19,7 @@ struct LayerScene {
   int64_t element_bytes = 4;
   int64_t tile_rows = 1024;
   int64_t threads = 1;
+  bool packs_keys = false;
   bool several_documents = false;
   bool shares_tensors = false;  // with a tensor group
   // Gradients are wanted of the layer's input: something below trains.

@@ -61,6 +61,7 @@ LayerScene Forecast::SceneOf(const LessonRows& of) const {
           .element_bytes = e_,
           .tile_rows = TileRows(0),
           .threads = options_.threads,
+          .packs_keys = options_.packs_keys,
           .several_documents = of.documents > 1,
           .unturned = true};
 }

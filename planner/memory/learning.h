@@ -26,6 +26,7 @@ struct LearningOptions {
   bool allocates = false;
   int64_t loss_segment_rows = 0;  // of the loss that is looked at then; 0: as the trainer chooses
   int64_t threads = 1;
+  bool packs_keys = false;  // as MemoryOptions has it
 };
 
 // `trainable` are the heads with their optimizer. Bytes of one rank: a predictor has no more.

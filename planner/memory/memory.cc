@@ -169,6 +169,7 @@ LayerScene Forecast::SceneOf(const LayerMemory& layer) const {
           .element_bytes = e_,
           .tile_rows = TileRows(options_.mlp_tile_rows),
           .threads = options_.threads,
+          .packs_keys = options_.packs_keys,
           .several_documents = options_.documents > 1,
           .shares_tensors = options_.tensor_ranks > 1,
           .into_x = true};

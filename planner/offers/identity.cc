@@ -124,6 +124,7 @@ std::string IdOf(const OfferRequest& request, const Offer& offer) {
     digest.Add(link.bytes_per_second);
   }
   digest.Add(int64_t{device.own_memory});
+  if (device.packs_keys) digest.Add("packs_keys");
 
   for (const int64_t value :
        {offer.window, offer.tensor_ranks, offer.data_ranks, static_cast<int64_t>(offer.sharding),

@@ -158,9 +158,10 @@ MemoryOptions Enumeration::MemoryOf(const Work& work, const RankSplit& split,
       memory.scored.longest = work.load.longest.front();
     }
   }
-  memory.publish_rows = std::min(kComparedRows, memory.batch_rows);
+  memory.publish_rows = std::min(kComparedRows, memory.rows_max);
   memory.checkpoints = request_.checkpoints;
   memory.threads = request_.device.threads;
+  memory.packs_keys = request_.device.packs_keys;
   memory.own_memory = request_.device.own_memory;
   return memory;
 }
@@ -283,7 +284,8 @@ MemoryForecast Enumeration::ForecastOf(const MemoryOptions& memory, int64_t micr
                            .micro_batches = micro_batches,
                            .measured = memory.evaluation,
                            .allocates = request_.learning->allocates,
-                           .threads = memory.threads});
+                           .threads = memory.threads,
+                           .packs_keys = memory.packs_keys});
 }
 
 Offer Enumeration::OfferOf(const Candidate& candidate) const {

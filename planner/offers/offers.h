@@ -114,6 +114,7 @@ struct DeviceRates {
   std::vector<SharedRates> shared;
   bool own_memory = false;  // apart from the host's, to which boundaries can be offloaded
   int64_t threads = 1;      // that compute; each has scratch in attention
+  bool packs_keys = false;  // as MemoryOptions has it
   // Beside the operators: of a layer's forward and backward pass in every micro-batch, whatever its
   // rows, and of a step.
   double layer_seconds = 0;

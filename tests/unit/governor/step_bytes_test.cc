@@ -31,8 +31,7 @@ lemo::v1::RunSpec SpecOf(const std::vector<std::string>& assignments) {
 }
 
 StepModel ModelOf(const std::vector<std::string>& assignments = {}) {
-  return *StepModelOf(SpecOf(assignments), SmallLlama(), /*element_bytes=*/4, /*threads=*/2,
-                      /*own_memory=*/false);
+  return *StepModelOf(SpecOf(assignments), SmallLlama(), {.element_bytes = 4, .threads = 2});
 }
 
 std::vector<LayerStorage> Uniform(Stored stored) {
@@ -117,8 +116,8 @@ TEST(StepBytes, HaveWhatRowsAreChosenBy) {
   by_predictor.push_back("tokens.policy=predictor");
   const StepModel chance = ModelOf(half);
   const auto with = [&](const PredictorFacts& facts) {
-    return *StepModelOf(SpecOf(by_predictor), SmallLlama(), /*element_bytes=*/4, /*threads=*/2,
-                        /*own_memory=*/false, facts);
+    return *StepModelOf(SpecOf(by_predictor), SmallLlama(), {.element_bytes = 4, .threads = 2},
+                        facts);
   };
   // Its networks are held as weights are.
   const StepModel narrow = with({.held_bytes = 12345, .first_width = 8});
@@ -172,8 +171,7 @@ TEST(StepBytes, WhatLearnsIsMeasuredWhenItIsPublished) {
   const std::vector<std::string> tokens = {"tokens.policy=predictor", "tokens.keep=[0.5]",
                                            "tokens.online={}"};
   const auto with = [&](int64_t parameters) {
-    return *StepModelOf(SpecOf(tokens), SmallLlama(), /*element_bytes=*/4, /*threads=*/2,
-                        /*own_memory=*/false,
+    return *StepModelOf(SpecOf(tokens), SmallLlama(), {.element_bytes = 4, .threads = 2},
                         PredictorFacts{.first_width = 8, .parameters = parameters});
   };
   const StepModel learns = with(5000), fixed = with(0);

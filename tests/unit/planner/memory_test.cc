@@ -126,6 +126,29 @@ TEST(LayerBytes, ForwardByHand) {
   EXPECT_EQ(BackwardLayerBytes(scene), 4 * 10 * (5 * 1000 + 1));
 }
 
+// Keys and values once more for every query head, and a tile of 512 keys a thread.
+TEST(LayerBytes, PackedKeysAreBesideTheResultOfAttention) {
+  const ModelShape shape{.hidden = 192,
+                         .heads = 6,
+                         .kv_heads = 2,
+                         .head_dim = 32,
+                         .intermediate = 64,
+                         .vocabulary = 9};
+  LayerScene scene{.shape = shape,
+                   .layer = {.stream = 3707, .attention = 3707, .mlp = 3707, .longest = 3707},
+                   .element_bytes = 2,
+                   .threads = 2};
+  const int64_t plain = ForwardLayerBytes(scene, /*keep=*/false);
+  scene.packs_keys = true;
+  EXPECT_EQ(ForwardLayerBytes(scene, /*keep=*/false),
+            plain + 2 * 3707 * 192 * 2 + 2 * 512 * 32 * 2);
+  // Nothing is packed of a few rows.
+  scene.layer = {.stream = 63, .attention = 63, .mlp = 63, .longest = 63};
+  const int64_t few = ForwardLayerBytes(scene, /*keep=*/false);
+  scene.packs_keys = false;
+  EXPECT_EQ(ForwardLayerBytes(scene, /*keep=*/false), few);
+}
+
 TEST(Forecast, CategoriesOfLoraInFloat32) {
   const MemoryForecast forecast = ForecastMemory(Dense(Llama3(), 512));
   EXPECT_EQ(forecast.expected.weights, 4 * int64_t{8030261248});

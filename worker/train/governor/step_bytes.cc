@@ -118,7 +118,7 @@ StepNeed StreamAlone(const StepModel& model, const MemoryForecast& forecast, int
 }  // namespace
 
 absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const DecoderConfig& config,
-                                      int64_t element_bytes, int64_t threads, bool own_memory,
+                                      const RankCompute& compute,
                                       const std::optional<PredictorFacts>& predictor) {
   StepModel model;
   Violations violations;
@@ -133,14 +133,12 @@ absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const Decod
   asked.mutable_train()->set_batch_sequences(static_cast<int32_t>(data));
   PlanFacts facts;
   facts.documents = {{1, data}};
-  facts.element_bytes = element_bytes;
-  facts.device = {.compute = {.products = 1, .attention = 1},
-                  .own_memory = own_memory,
-                  .threads = std::max<int64_t>(1, threads)};
+  facts.element_bytes = compute.element_bytes;
+  facts.device = {.compute = {.products = 1, .attention = 1}};
   LEMO_ASSIGN_OR_RETURN(const planner::OfferRequest request, PlanRequestOf(asked, config, facts));
   MemoryOptions& memory = model.memory;
   memory.shape = request.shape;
-  memory.element_bytes = element_bytes;
+  memory.element_bytes = compute.element_bytes;
   memory.tuning = request.tuning;
   memory.tensor_ranks = std::max(1, spec.parallel().tensor());
   memory.sequence = spec.parallel().sequence();
@@ -150,8 +148,9 @@ absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const Decod
   memory.mlp_tile_rows = spec.memory().mlp_tile_rows();
   memory.loss_segment_rows = spec.memory().loss_segment_rows();
   memory.publish_rows = 0;
-  memory.threads = facts.device.threads;
-  memory.own_memory = own_memory;
+  memory.threads = std::max<int64_t>(1, compute.threads);
+  memory.own_memory = compute.own_memory;
+  memory.packs_keys = compute.packs_keys;
   if (!model.tokens.dense()) {
     memory.chooser = ChooserOf(model.tokens, predictor);
     memory.lessons = LessonsOf(model.tokens, predictor);

@@ -34,10 +34,18 @@ struct StepModel {
   planner::Tuning tuning;
 };
 
+// What a rank computes with, as far as bytes depend on it (planner::MemoryOptions).
+struct RankCompute {
+  int64_t element_bytes = 4;  // of the compute type
+  int64_t threads = 1;
+  bool own_memory = false;
+  bool packs_keys = false;
+};
+
 // `spec` is effective, its parallel part that of the gang. InvalidArgument as PlanRequestOf (the
 // choices of rows excepted: ValidateRunSpec has refused those that are not known here).
 absl::StatusOr<StepModel> StepModelOf(const lemo::v1::RunSpec& spec, const DecoderConfig& config,
-                                      int64_t element_bytes, int64_t threads, bool own_memory,
+                                      const RankCompute& compute,
                                       const std::optional<PredictorFacts>& predictor = {});
 
 // Bytes of one rank, at most.

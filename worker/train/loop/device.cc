@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
@@ -114,6 +115,11 @@ std::string TypeName(at::ScalarType type) {
     if (scalar == type) return name;
   }
   return c10::toString(type);
+}
+
+bool PacksKeys(const Compute& compute) {
+  return compute.device.is_cpu() && compute.type == at::kBFloat16 &&
+         at::native::cpublas::could_pack(compute.type);
 }
 
 void Synchronize(at::Device device) {

@@ -36,6 +36,10 @@ void ShareCores(int ranks);
 // `float32`, as the spec spells it.
 std::string TypeName(at::ScalarType type);
 
+// Whether attention packs keys and values for a CPU's matrix units, in memory of its own:
+// libtorch's kernel does in bfloat16 where there is AMX.
+bool PacksKeys(const Compute& compute);
+
 // Waits until the device has done everything it was given.
 void Synchronize(at::Device device);
 

@@ -71,9 +71,10 @@ struct ShadowResult {
 // Not thread-safe. Functions let libtorch's exceptions pass (out of memory).
 class Engine {
  public:
-  // Loads or draws the weights and sizes all buffers for micro-batches of at most `max_rows` rows
-  // (where a plan decides how many of them are kept, and in a run with a budget, buffers grow to
-  // the largest one met). `gang`, arranged, outlives the engine; null for one rank. All ranks of a
+  // Loads or draws the weights and sizes all buffers for steps on micro-batches of at most
+  // `max_rows` rows (where a plan decides how many of them are kept, and in a run with a budget,
+  // buffers grow to the largest one met). Other passes, of any size, keep nothing and need a stream
+  // alone. `gang`, arranged, outlives the engine; null for one rank. All ranks of a
   // gang call the same functions in the same order, those of a tensor group with the same batches.
   // InvalidArgument, before weights are read, where they cannot share the model.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const lemo::v1::RunSpec& spec,
@@ -99,7 +100,7 @@ class Engine {
   ShadowResult Shadow(const std::function<std::optional<MicroBatch>()>& next,
                       const std::vector<double>& keep);
 
-  // Logits [rows, vocabulary] in fp32 of one micro-batch of at most max_rows rows.
+  // Logits [rows, vocabulary] in fp32 of one micro-batch.
   at::Tensor Logits(const MicroBatch& batch);
 
   // Of trainable `i`, whole, from and to what the ranks have of it (ShardedTrainables). All ranks

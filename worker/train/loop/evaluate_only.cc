@@ -51,9 +51,8 @@ absl::Status EvaluateOnly(const lemo::v1::RunSpec& spec, EventSink& sink, Violat
   }
   reporter.Phase("load", absl::StrCat(spec.model().path(), ", computing in ", compute.reason,
                                       " on ", compute.device.str()));
-  LEMO_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Engine> engine,
-      Engine::Create(inputs.spec, inputs.config, compute, batches.MaxMicroBatchRows()));
+  LEMO_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                        Engine::Create(inputs.spec, inputs.config, compute, /*max_rows=*/0));
   reporter.Phase("evaluate");
   const bool rows = spec.eval().write_rows();
   const EvalResult eval = engine->Evaluate([&batches] { return batches.Next(); },

@@ -143,9 +143,12 @@ absl::StatusOr<std::unique_ptr<MemoryGovernor>> MemoryGovernor::Create(const Inp
   const int64_t layers = inputs.config.layers;
   LEMO_ASSIGN_OR_RETURN(
       StepModel model,
-      StepModelOf(inputs.spec, inputs.config, static_cast<int64_t>(c10::elementSize(compute.type)),
-                  at::get_num_threads(),
-                  /*own_memory=*/!compute.device.is_cpu(), PredictorFactsOf(inputs, compute.type)));
+      StepModelOf(inputs.spec, inputs.config,
+                  {.element_bytes = static_cast<int64_t>(c10::elementSize(compute.type)),
+                   .threads = at::get_num_threads(),
+                   .own_memory = !compute.device.is_cpu(),
+                   .packs_keys = PacksKeys(compute)},
+                  PredictorFactsOf(inputs, compute.type)));
   LEMO_ASSIGN_OR_RETURN(const std::vector<StoragePolicy> policies,
                         lemo::train::PoliciesOf(memory, layers));
   std::vector<LayerStorage> storage;
@@ -231,8 +234,13 @@ int64_t MemoryGovernor::GatheringBytes() const {
   return gang_.alone() ? 0 : TrainableBytes(model_) / 4;
 }
 
+int64_t MemoryGovernor::BaseBytes() const {
+  return device_.is_cpu() ? 0 : engine_->weights().MappedBytes();
+}
+
 int64_t MemoryGovernor::Held() const {
-  const int64_t all = device_.is_cpu() ? CurrentMemory().total : DeviceCurrentBytes(device_);
+  const int64_t all =
+      device_.is_cpu() ? CurrentMemory().total : DeviceCurrentBytes(device_) + BaseBytes();
   int64_t held = all - Buffers();
   if (!gang_.alone()) {
     // What trains comes and goes where ranks divide it.
@@ -374,7 +382,7 @@ void MemoryGovernor::Tell(int64_t step, const Change& change) {
 }
 
 void MemoryGovernor::Done(int64_t step, double seconds, lemo::v1::StepEvent* event) {
-  const int64_t peak = device_.is_cpu() ? TakeWindowPeak() : DevicePeakBytes(device_);
+  const int64_t peak = device_.is_cpu() ? TakeWindowPeak() : DevicePeakBytes(device_) + BaseBytes();
   // Of the rank that has most: all are held to one budget.
   int64_t told[] = {predicted_bytes_, peak, Held() + least_need_ + unforeseen_};
   if (!gang_.alone()) {
@@ -460,7 +468,7 @@ absl::StatusOr<int64_t> MemoryGovernor::PrepareEvaluation(const Dataset& data, i
 void MemoryGovernor::EvaluationDone(int64_t step, double seconds) {
   if (!eval_change_) return;
   amendment_.set_measured_peak_bytes(device_.is_cpu() ? TakeWindowPeak()
-                                                      : DevicePeakBytes(device_));
+                                                      : DevicePeakBytes(device_) + BaseBytes());
   amendment_.set_measured_seconds(seconds);
   Tell(step, *eval_change_);
   eval_change_.reset();

@@ -125,6 +125,8 @@ class MemoryGovernor {
   // The rung that all ranks can take for their part of the step, or the ladder's size.
   int64_t Agreed(StepBatch& batch, int64_t* rounds);
   absl::Status Impossible(StepBatch& batch, const Batch& given, int64_t step) const;
+  // Of a shared base on a device, which its allocator does not count.
+  int64_t BaseBytes() const;
   StepNeed NeedOfEvaluation(int64_t rows, int64_t longest) const;
   int64_t NeedOfPublishing(int64_t rows) const;
   std::string HeldInWords() const;

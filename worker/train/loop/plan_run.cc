@@ -96,6 +96,7 @@ KnownRates RatesOf(const Compute& compute, const lemo::v1::PlannedDevice& device
   }
   if (const auto* given = FindRates(options.rates(), known.rates, kLemoVersion)) {
     known.rates = *given;
+    known.rates.set_packs_keys(PacksKeys(compute));
     known.shared = SharedRates(options.rates(), *given, kLemoVersion);
     return known;
   }
@@ -110,6 +111,7 @@ KnownRates RatesOf(const Compute& compute, const lemo::v1::PlannedDevice& device
   }
   if (const auto* found = FindRates(kept, known.rates, kLemoVersion)) {
     known.rates = *found;
+    known.rates.set_packs_keys(PacksKeys(compute));
     known.shared = SharedRates(kept, *found, kLemoVersion);
     return known;
   }
@@ -150,6 +152,7 @@ lemo::v1::DeviceRates DeviceOf(const Compute& compute) {
   device.set_type(compute.device.str());
   device.set_compute_type(TypeName(compute.type));
   device.set_threads(at::get_num_threads());
+  device.set_packs_keys(PacksKeys(compute));
   return device;
 }
 

@@ -362,7 +362,9 @@ absl::StatusOr<TrainedPredictor> TrainPredictor(const lemo::v1::RunSpec& spec, c
   absl::StatusOr<TrainedPredictor> trained =
       PredictorRun(spec, inputs, decoder, compute, emit).Go(dir);
   // A run that goes on has the weights mapped anew, and counts them.
-  CountExternalMemory(MemoryCategory::kWeights, -weights.MappedBytes());
+  if (compute.device.is_cpu()) {
+    CountExternalMemory(MemoryCategory::kWeights, -weights.MappedBytes());
+  }
   return trained;
 }
 

@@ -161,13 +161,15 @@ CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state, int par
   return contents;
 }
 
-int64_t CheckpointBytes(const std::vector<Trainable>& trainables, int part, int parts) {
+int64_t CheckpointBytes(Engine& engine, int part, int parts) {
   constexpr int64_t kBytes = 3 * 4;  // a master and its moments
+  const std::vector<Trainable>& trainables = engine.trainables();
   const std::vector<int> parts_of = PartsOf(trainables, parts);
   int64_t elements = 0;
   for (size_t i = 0; i < trainables.size(); ++i) {
     if (parts_of[i] == part) elements += c10::multiply_integers(WholeShape(trainables[i]));
   }
+  if (engine.online() != nullptr && part == 0) elements += engine.online()->parameters();
   return kBytes * elements;
 }
 

@@ -38,7 +38,7 @@ CheckpointContents MakeCheckpoint(Engine& engine, const RunState& state, int par
                                   std::vector<at::Tensor>* tensors);
 
 // Bytes of that copy, on a host.
-int64_t CheckpointBytes(const std::vector<Trainable>& trainables, int part, int parts);
+int64_t CheckpointBytes(Engine& engine, int part, int parts);
 
 // Puts a checkpoint back, whatever shape of gang wrote it. InvalidArgument when its tensors are not
 // those of this engine, or it belongs to another run; the engine is then unchanged. All ranks call;

@@ -259,7 +259,7 @@ class Run {
     schedule_ = ScheduleOf(spec().train(), total_steps_);
     LEMO_RETURN_IF_ERROR(FillWarmup(total_steps_, &inputs_.spec));
 
-    int64_t max_rows = std::max(stream_->MaxMicroBatchRows(), int64_t{1});
+    const int64_t max_rows = std::max(stream_->MaxMicroBatchRows(), int64_t{1});
     if (spec().memory().has_budget_bytes()) {
       LEMO_ASSIGN_OR_RETURN(
           governor_,
@@ -271,11 +271,6 @@ class Run {
                .checkpoints = parts_},
               gang_, reporter_));
     }
-    if (inputs_.eval) {
-      const int64_t rows = spec().train().micro_batch_tokens();
-      max_rows = std::max(max_rows, MakeEvalBatches(rows).MaxMicroBatchRows());
-    }
-    max_rows_ = max_rows;
     Phase("load", absl::StrCat(spec().model().path(), ", computing in ", compute_.reason, " on ",
                                compute_.device.str(), GangInWords()));
     absl::StatusOr<std::unique_ptr<Engine>> engine =
@@ -500,7 +495,7 @@ class Run {
   absl::Status SaveWithin(const std::string& reason) {
     if (governor_)
       LEMO_RETURN_IF_ERROR(governor_->PrepareCheckpoint(
-          state_.step, CheckpointBytes(engine_->trainables(), parts_.own, parts_.count)));
+          state_.step, CheckpointBytes(*engine_, parts_.own, parts_.count)));
     return Save(reason);
   }
 
@@ -714,7 +709,7 @@ class Run {
   absl::Status Finish() {
     Phase("publish");
     lemo::v1::ResultEvent result = MakeResult();
-    int64_t compared = std::min(max_rows_, kComparedRows);
+    int64_t compared = kComparedRows;
     if (governor_) {
       LEMO_ASSIGN_OR_RETURN(compared, governor_->PreparePublishing(compared));
     }
@@ -762,7 +757,6 @@ class Run {
   std::optional<BatchStream> stream_;
   Schedule schedule_;
   int64_t total_steps_ = 0;
-  int64_t max_rows_ = 0;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<MemoryGovernor> governor_;  // null without a budget
   double keep_most_ = 1;                      // of the last step

@@ -123,7 +123,8 @@ planner::DeviceRates PlannerRates(const lemo::v1::DeviceRates& rates, bool own_m
   planner::DeviceRates device{.type = rates.type(),
                               .compute = {rates.products(), rates.attention()},
                               .own_memory = own_memory,
-                              .threads = std::max(1, rates.threads())};
+                              .threads = std::max(1, rates.threads()),
+                              .packs_keys = rates.packs_keys()};
   if (!rates.has_calibration()) return device;
   device.measured = RatesName(rates);
   device.operators = OperatorsOf(rates.calibration());

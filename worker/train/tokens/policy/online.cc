@@ -131,6 +131,16 @@ void OnlinePolicy::Update() {
   taught_.clear();
 }
 
+int64_t OnlinePolicy::parameters() const {
+  int64_t parameters = 0;
+  for (const auto& head : heads_) {
+    for (const Trainable& trainable : head->learner.trainables()) {
+      parameters += trainable.master.numel();
+    }
+  }
+  return parameters;
+}
+
 std::map<std::string, at::Tensor> OnlinePolicy::State() const {
   const auto copy = [](const at::Tensor& tensor) {
     return tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous();

@@ -56,6 +56,8 @@ class OnlinePolicy final : public TokenPolicy {
   // Ends a step: what had a lesson is updated, and ranks from now on.
   void Update();
 
+  int64_t parameters() const;  // of the heads that learn
+
   // All that the next lessons and choices depend on, by name; copies on the CPU.
   std::map<std::string, at::Tensor> State() const;
   // InvalidArgument where it is not the state of such heads; nothing is then changed.
