@@ -134,6 +134,7 @@ StepClock::StepClock(const OfferRequest& request, const Workload& workload, cons
     forward_ += forward;
     backward_ += backward;
   }
+  if (ScoresLastAlone()) forward_ += of_data_ * Price(QueriesAndKeys()) - forward;
   selection_ = of_data_ * Price(Selection());
   if (request.learning) {
     backward_ = of_data_ * Price(Learning());
@@ -148,6 +149,14 @@ double StepClock::Price(const std::vector<OperatorWork>& work) const {
 
 LayerOperators StepClock::OfLayer(const LayerRows& rows) const {
   return OperatorsOf(request_.shape, tuning_, rows, pass_);
+}
+
+bool StepClock::ScoresLastAlone() const {
+  return request_.learning && !request_.learning->heads.mlp;
+}
+
+std::vector<OperatorWork> StepClock::QueriesAndKeys() const {
+  return QueryKeyOperators(request_.shape, tuning_, static_cast<double>(workload_.rows), pass_);
 }
 
 std::vector<OperatorWork> StepClock::Head() const {
@@ -196,7 +205,7 @@ std::vector<OperatorWork> StepClock::Lessons(int64_t micro_batches) const {
   // the last of them queries and keys alone.
   const double lesson = choice_->lessons_a_step * of_data_ / static_cast<double>(micro_batches);
   const auto layers = static_cast<double>(lessons.layers);
-  add(QueryKeyOperators(request_.shape, tuning_, rows, pass_), lesson * layers);
+  add(QueriesAndKeys(), lesson * layers);
   add(ScoreOperators(request_.shape, rows, workload_.pairs), lesson * layers);
   if (lessons.layers > 1) {
     const LayerRows all{
@@ -335,7 +344,8 @@ std::vector<OperatorSeconds> StepClock::Operators(std::span<const LayerStorage> 
     const int i = static_cast<int>(storage[l].stored);
     const LayerOperators layer = OfLayer(workload_.layers[l]);
     if (request_.learning) {
-      add(layer.forward, of_data_);
+      const bool scored = ScoresLastAlone() && l + 1 == storage.size();
+      add(scored ? QueriesAndKeys() : layer.forward, of_data_);
       continue;
     }
     for (const auto* work : {&layer.forward, &layer.kept[i], &layer.replay[i], &layer.backward}) {

@@ -54,6 +54,9 @@ class StepClock {
 
   double Price(const std::vector<OperatorWork>& work) const;
   LayerOperators OfLayer(const LayerRows& rows) const;
+  std::vector<OperatorWork> QueriesAndKeys() const;  // of all rows
+  // Of a predictor that is trained: whether the last layer is no further passed than they are.
+  bool ScoresLastAlone() const;
   std::vector<OperatorWork> Head() const;
   std::vector<OperatorWork> Selection() const;
   std::vector<OperatorWork> Learning() const;  // of a predictor that is trained

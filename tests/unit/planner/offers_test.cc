@@ -341,6 +341,27 @@ TEST(StepTime, ALessonIsAPassOverOneMicroBatch) {
   EXPECT_LT(lesson, 8.5 * forward);
 }
 
+// Where nothing is guessed of the last layer's MLP, its queries and keys are the end of the pass.
+TEST(StepTime, APredictorsTrainingPassesTheLastLayerForItsMlpAlone) {
+  OfferRequest request = Request();
+  request.tuning = {};
+  request.device.compute = {1e11, 1e30};  // attention takes nothing
+  const auto forward = [&request](bool mlp) {
+    request.learning = Learning{.heads = {.mlp = mlp}};
+    const Workload work = WorkloadOf(request, 4096, nullptr);
+    return StepClock(request, work, {}).Step(std::vector<LayerStorage>(8), 4).forward;
+  };
+  const ModelShape& shape = request.shape;
+  const double rows = 4 * 4096;
+  const double whole =
+      Seconds(LayerWork(shape, {}, Stored::kAll, {.attention = 4 * 4096, .mlp = 4 * 4096}).forward,
+              {1e11, 1e30});
+  const auto width = static_cast<double>((shape.heads + shape.kv_heads) * shape.head_dim);
+  const double scored = 2 * rows * static_cast<double>(shape.hidden) * width / 1e11;
+  EXPECT_NEAR(forward(true), 8 * whole, 1e-6 * whole);
+  EXPECT_NEAR(forward(false), 7 * whole + scored, 1e-6 * whole);
+}
+
 TEST(Offers, APredictorLearnsInOneRank) {
   OfferRequest request = Request();
   request.tokens = {Half()};
