@@ -351,7 +351,7 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
   const bool all = first == rows || options_.chooser.by == RowChooser::By::kScores ||
                    options_.lessons.parameters > 0;
   int64_t batch = snapshot + BatchBytes(rows, all);
-  const int64_t learning = batch + LearningBytes();  // from all rows, before any leave
+  const int64_t before_any_leaves = batch;
   // Where rows leave the stream, those that stay are a micro-batch of their own; which stayed and
   // which left is kept for the way down, unless they were never embedded.
   int64_t entering = rows * 4, before = rows;
@@ -370,6 +370,8 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
     before = layer.stream;
   }
   const int64_t stream = options_.stream_rows;
+  // Of rows that are not embedded the pass before still has what it had.
+  const int64_t learning = (stream < rows ? batch : before_any_leaves) + LearningBytes();
   Add(forward, std::max(learning, batch + std::max({entering, ChoosingBytes(), EmbedBytes(stream),
                                                     HighestForward()})));
   Add("loss", batch, LossBytes(last, options_.labelled, /*gradient=*/true));

@@ -236,6 +236,15 @@ TEST(RowReaderTest, FindsOutWhatAFileIs) {
   EXPECT_THAT(Text(list.violations), HasSubstr("g.json:1: is a JSON list; one object a line"));
 }
 
+TEST(RowReaderTest, PlainTextThatIsCalledRowsIsOneFault) {
+  const Scratch scratch;
+  const std::string path = scratch.Write("a.txt", "\nCall me\nIshmael.\n");
+  const ReadResult read = ReadAll({path, RowFormat::kText, "data.train[0]"});
+  EXPECT_EQ(read.violations.kept().size(), 1u);
+  EXPECT_THAT(Text(read.violations), HasSubstr("a.txt:2: is plain text; rows of format text are"));
+  EXPECT_THAT(Text(read.violations), HasSubstr("or name book"));
+}
+
 TEST(RowReaderTest, MixedFormatsNameTheLine) {
   const Scratch scratch;
   const std::string path = scratch.Write("a.jsonl",

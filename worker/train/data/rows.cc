@@ -643,6 +643,15 @@ std::optional<RowReader> RowReader::Open(const RowFile& file, Violations* violat
   if (format == RowFormat::kAuto && !HasJsonName(file.path) && !LooksLikeObject(line)) {
     format = RowFormat::kBook;
   }
+  // One answer for the file rather than one a line.
+  const bool rows = format != RowFormat::kAuto && format != RowFormat::kBook;
+  const std::string_view start = StripBlanks(line);
+  if (rows && !HasJsonName(file.path) && !start.starts_with('{') && !start.starts_with('[')) {
+    return fail(absl::StrCat("is plain text; rows of format ", RowFormatName(format),
+                             " are JSON objects, one a line. For the text of a book leave the "
+                             "format out, or name book"),
+                probe->line_number());
+  }
   if (format == RowFormat::kBook && file.format == RowFormat::kAuto &&
       result == LineReader::Result::kTooLong) {
     // Prose in one line, or rows in one line: the start that could tell was not kept.
