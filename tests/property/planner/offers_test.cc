@@ -47,6 +47,20 @@ TokenChoice RandomChoice(Dice& dice, int64_t layers) {
     std::fill_n(choice.keep.begin(), dice.Number(0, layers - 1), 1.0);
   }
   choice.mlp_off = choice.scope == Scope::kLayer && dice.Coin();
+  if (dice.Coin()) {
+    choice.chooser = {.by = RowChooser::By::kPredictor,
+                      .own_stream = choice.scope == Scope::kStack,
+                      .held_bytes = 1 << 20,
+                      .first_width = 256};
+  }
+  if (choice.chooser.by == RowChooser::By::kPredictor && dice.Coin()) {
+    const bool joint = choice.scope != Scope::kLayer;
+    choice.lessons = {.parameters = dice.Number(1, 1 << 20),
+                      .joint = joint ? 1 : 0,
+                      .layers = joint ? layers : 1,
+                      .start_bytes = 1 << 20};
+    choice.lessons_a_step = joint ? 0.1 : 1;
+  }
   return choice;
 }
 
