@@ -1,6 +1,5 @@
 #include "common/handed_descriptor.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -40,38 +39,41 @@ absl::StatusOr<sockaddr_un> AddressOf(int directory, const std::string& file) {
 
 Descriptor NewSocket() { return Descriptor(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)); }
 
-void Hand(int connection, int descriptor) {
+// One byte, which there must be, with room for a descriptor beside it. Points into itself.
+struct Message {
+  Message() {
+    header.msg_iov = &data;
+    header.msg_iovlen = 1;
+    header.msg_control = control;
+    header.msg_controllen = sizeof(control);
+  }
+  Message(const Message&) = delete;
+  Message& operator=(const Message&) = delete;
+
   char byte = 0;
   iovec data{.iov_base = &byte, .iov_len = 1};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  msghdr header{};
+};
+
+void Hand(int connection, int descriptor) {
+  Message message;
+  cmsghdr* header = CMSG_FIRSTHDR(&message.header);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
   // One who has gone in the meantime does not want it any more.
-  ::sendmsg(connection, &message, MSG_NOSIGNAL);
+  ::sendmsg(connection, &message.header, MSG_NOSIGNAL);
 }
 
 // What the other end hands over; none where it goes or says nothing.
 Descriptor Receive(int connection) {
   pollfd wait{.fd = connection, .events = POLLIN};
   if (::poll(&wait, 1, kAnswerMilliseconds) <= 0) return Descriptor();
-  char byte = 0;
-  iovec data{.iov_base = &byte, .iov_len = 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  if (::recvmsg(connection, &message, MSG_CMSG_CLOEXEC) <= 0) return Descriptor();
-  const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  Message message;
+  if (::recvmsg(connection, &message.header, MSG_CMSG_CLOEXEC) <= 0) return Descriptor();
+  const cmsghdr* header = CMSG_FIRSTHDR(&message.header);
   if (header == nullptr || header->cmsg_type != SCM_RIGHTS ||
       header->cmsg_len != CMSG_LEN(sizeof(int))) {
     return Descriptor();

@@ -3,8 +3,7 @@
 // as long as anybody has it and no longer; nobody has to outlive the others.
 //
 //   DIR/{name}.{letters}.socket   of each who has it: hands it to whom connects (SCM_RIGHTS)
-//   DIR/{name}.lock               held by who asks, and makes it where nobody has it
-//   (making_lock.h)
+//   DIR/{name}.lock               held by who asks, or makes it (making_lock.h)
 //
 // A process that dies leaves its socket behind; who asks there next finds that nobody listens, and
 // removes it. The same name must always mean the same thing.

@@ -308,7 +308,7 @@ int64_t Forecast::LessonBytes(const LessonRows& of, int64_t joint) const {
   LayerScene scene =
       SceneOf({.stream = of.rows, .attention = of.rows, .mlp = of.rows, .longest = of.longest});
   scene.unturned = true;
-  // Heads read the queries' and keys' scores, of which they are done with the queries.
+  // Queries and keys are there while heads look at their scores.
   const int64_t row = part_.head_dim * e_, pairs = PairBytes(lessons.heads, of);
   const int64_t seen = of.rows * (part_.heads + part_.kv_heads) * row + pairs +
                        AttentionHeadBytes(part_, e_, lessons.heads, of);

@@ -155,8 +155,8 @@ struct MemoryOptions {
   bool merge = false;        // publishing an adapter also writes the merged model
   bool checkpoints = false;  // are written while training
   int64_t threads = 1;       // of the rank; each has scratch in attention
-  bool packs_keys =
-      false;  // attention's forward kernel has keys and values once more, of all heads
+  // Attention's forward kernel has keys and values once more, of all heads.
+  bool packs_keys = false;
   // The device has memory of its own: offloaded boundaries are not in it, but come back to it one
   // layer at a time. Else the ring that they are kept in is the same memory, and counts.
   bool own_memory = false;

@@ -37,6 +37,14 @@ std::string DigestOf(const lemo::v1::Assignment& assignment) {
   return WeightsDigest(std::move(files));
 }
 
+// The contract is of a run whose predictor is new and learns on the way. One that is found here may
+// be larger, and takes other steps of all rows.
+bool BeginsAsPlanned(const lemo::v1::Assignment& assignment) {
+  const lemo::v1::TokensSpec& tokens = assignment.run().tokens();
+  const bool is_auto = tokens.predictor().empty() || tokens.predictor() == "auto";
+  return assignment.contract_bytes() > 0 && tokens.has_online() && is_auto;
+}
+
 }  // namespace
 
 absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assignment,
@@ -66,7 +74,9 @@ absl::StatusOr<lemo::v1::RunSpec> MakeRankSpec(const lemo::v1::Assignment& assig
     run.mutable_model()->set_weights_digest(digest);
   }
   if (run.tokens().policy() == "predictor") {
-    run.mutable_tokens()->set_predictors_dir(paths.predictors);
+    if (!BeginsAsPlanned(assignment)) {
+      run.mutable_tokens()->set_predictors_dir(paths.predictors);
+    }
     if (!paths.predictor.empty()) run.mutable_tokens()->set_predictor(paths.predictor);
   }
   return run;

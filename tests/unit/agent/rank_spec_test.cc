@@ -82,6 +82,11 @@ TEST_F(RankSpec, PredictorsAreThoseOfTheMachine) {
   assignment_.mutable_run()->mutable_tokens()->set_policy("predictor");
   EXPECT_EQ(MakeRankSpec(assignment_, paths_)->tokens().predictors_dir(), "/agent/predictors");
   EXPECT_EQ(PathNames(assignment_, paths_).Restore("in /agent/predictors/p"), "in predictors/p");
+  // What was planned to begin with a new one does, whatever lies there.
+  assignment_.mutable_run()->mutable_tokens()->mutable_online();
+  EXPECT_TRUE(MakeRankSpec(assignment_, paths_)->tokens().has_predictors_dir());
+  assignment_.set_contract_bytes(1 << 30);
+  EXPECT_FALSE(MakeRankSpec(assignment_, paths_)->tokens().has_predictors_dir());
 }
 
 TEST_F(RankSpec, APredictorMayBeAnotherJobs) {
