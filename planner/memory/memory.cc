@@ -74,6 +74,11 @@ class Forecast {
   // Of what networks see of a pass, beside the stream that it reads; `joint` of them wait for its
   // last layer.
   int64_t LessonBytes(const LessonRows& of, int64_t joint) const;
+  // While what ranks by the head that was taught is made anew: both paths' first matrix, in fp32,
+  // and with the norm in it.
+  int64_t TaughtHeadBytes() const {
+    return 3 * options_.lessons.heads.ParametersOfOne(part_) * kMasterBytes;
+  }
   int64_t LearningBytes() const;
 
   void AddSteps(int64_t snapshot, const char* forward, const char* backward);
@@ -385,11 +390,7 @@ void Forecast::AddSteps(int64_t snapshot, const char* forward, const char* backw
   // The norm of a gradient is taken of a copy in fp64; the update has one tensor of the square
   // roots.
   Add("optimizer", batch + trained_.largest * 8);
-  if (options_.lessons.parameters == 0) return;
-  // What ranks by the head that was taught is made anew: both paths' first matrix, in fp32, and
-  // with the norm in it.
-  const LearningHeads& heads = options_.lessons.heads;
-  Add("update of a lesson", 3 * heads.ParametersOfOne(part_) * kMasterBytes);
+  if (options_.lessons.parameters > 0) Add("update of a lesson", TaughtHeadBytes());
 }
 
 // A table's numbers, made before the first step by a pass of all rows: with a stream of its own,
@@ -528,6 +529,8 @@ MemoryForecast Forecast::Run() {
   forecast_.low.total = std::max(fixed.weights, forecast_.low.total - apart);
   forecast_.host_bytes = options_.own_memory ? Saved(/*in_ring=*/true) : 0;
   const int64_t margin = MarginBytes(e_, forecast_.expected.transient);
+  // Of what is made for a moment, this alone counts as weights.
+  if (options_.lessons.parameters > 0) forecast_.high.weights += TaughtHeadBytes();
   forecast_.high.transient += margin;
   forecast_.high.loss += margin;
   forecast_.high.total += margin;

@@ -185,7 +185,12 @@ TEST(Predictor, LearnsWithinTheBudgetOfAnOffer) {
       run["output"]["dir"] = scope + "-" + from;
       const Outcome kept = workspace.Run(run);
       ASSERT_EQ(kept.exit_code, 0) << kept.out << kept.err;
-      EXPECT_LE(kept.Last("result").at("peak_bytes").at("total").get<int64_t>(), high);
+      const json peak = kept.Last("result").at("peak_bytes");
+      for (const char* category :
+           {"weights", "trainable", "saved_activations", "transient", "loss", "total"}) {
+        EXPECT_LE(peak.at(category).get<int64_t>(), learns->at("high").at(category).get<int64_t>())
+            << category;
+      }
       for (const json& amendment : kept.Of("amendment")) ADD_FAILURE() << amendment;
       spec["tokens"]["predictor"] = kept.Last("result").at("predictor_dir");
     }
