@@ -28,11 +28,14 @@ namespace {
     if (file != 3) ::dup2(file, 3);
     if (file == 3) ::fcntl(3, F_SETFD, 0);
   }
-  if (options.file_size_limit) {
+  const auto confine = [](int resource, const std::optional<uint64_t>& bytes) {
+    if (!bytes) return;
     rlimit limit = {};
-    limit.rlim_cur = limit.rlim_max = *options.file_size_limit;
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
+    limit.rlim_cur = limit.rlim_max = *bytes;
+    ::setrlimit(resource, &limit);
+  };
+  confine(RLIMIT_FSIZE, options.file_size_limit);
+  confine(RLIMIT_DATA, options.data_limit);
   // OpenMP's threads would spin against those of other tests on the same cores.
   ::setenv("OMP_WAIT_POLICY", "passive", /*overwrite=*/0);
   // Nor is what a person has calibrated the test's, unless it says so.

@@ -16,6 +16,9 @@ struct ProcessOptions {
   std::filesystem::path directory;  // to run in
   // No file of the child grows beyond this, which stands in for a full disk.
   std::optional<uint64_t> file_size_limit;
+  // Bytes that the child may write to, libraries and stacks included (RLIMIT_DATA): the kernel
+  // gives no more, which stands in for a container's limit.
+  std::optional<uint64_t> data_limit;
   // Descriptor 3 of the child writes to this file.
   std::filesystem::path fd3;
 };
