@@ -1,5 +1,8 @@
 #include "worker/train/data/batches.h"
 
+#include <algorithm>
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -10,8 +13,11 @@
 namespace lemo::train {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::Ge;
 using ::testing::HasSubstr;
+using ::testing::Le;
 using ::testing::SizeIs;
 
 constexpr int32_t kNone = kIgnoreLabel;
@@ -117,6 +123,70 @@ TEST_F(BatchesTest, StepsForEpochs) {
   const BatchStream tokens =
       *BatchStream::Create(&data, {.max_length = 16, .packing = false, .batch_tokens = 12});
   EXPECT_EQ(tokens.StepsForEpochs(2), 6);
+}
+
+// What a look ahead finds is what going there finds, whichever share looks.
+TEST_F(BatchesTest, TheLargestBatchesAheadAreThoseThatCome) {
+  std::string rows;
+  for (int i = 0; i < 60; ++i) {
+    rows += "{\"text\": \"" + std::string(1 + (i * 7) % 13, 'a') + "\"}\n";
+  }
+  const Dataset data = Open(rows);
+  // Steps of the beginning count as in a run that drops rows later, or all alike.
+  const auto falling = [](int64_t index) { return index < 4 ? 1.0 : 0.5; };
+  const auto level = [](int64_t) { return 1.0; };
+  for (const auto& weight : {std::function<double(int64_t)>(falling), {level}}) {
+    for (const uint64_t seed : {1, 2, 3, 4}) {
+      BatchOptions options{.seed = seed,
+                           .max_length = 16,
+                           .packing = seed % 2 == 0,
+                           .batch_sequences = 5,
+                           .micro_batch_tokens = 24,
+                           .shares = 2};
+      constexpr int64_t kBatches = 17;  // more than an epoch
+      // By going there, on all shares.
+      double most = 0, most_of_one = 0;
+      std::map<int64_t, double> rows_of, longest_of;
+      for (options.share = 0; options.share < 2; ++options.share) {
+        BatchStream stream = *BatchStream::Create(&data, options);
+        stream.Next();
+        for (int64_t i = 0; i < kBatches; ++i) {
+          for (const MicroBatch& part : stream.Next().micro_batches) {
+            double& longest = longest_of[i];
+            for (size_t d = 0; d + 1 < part.document_starts.size(); ++d) {
+              const int32_t length = part.document_starts[d + 1] - part.document_starts[d];
+              longest = std::max(longest, weight(i) * length);
+            }
+            rows_of[i] = std::max(rows_of[i], weight(i) * static_cast<double>(part.rows()));
+            most = std::max(most, rows_of[i]);
+            most_of_one = std::max(most_of_one, longest);
+          }
+        }
+      }
+      for (options.share = 0; options.share < 2; ++options.share) {
+        BatchStream stream = *BatchStream::Create(&data, options);
+        stream.Next();
+        const std::vector<BatchStream::BatchAhead> ahead = stream.LargestAhead(kBatches, weight);
+        ASSERT_THAT(ahead, SizeIs(AllOf(Ge(1), Le(2))));
+        EXPECT_EQ(rows_of[ahead.front().index], most);
+        EXPECT_EQ(longest_of[ahead.back().index], most_of_one);
+        if (ahead.size() == 2) EXPECT_LT(longest_of[ahead.front().index], most_of_one);
+        // It stands where it stood, and gives them when they are due.
+        for (int64_t i = 0; i < kBatches; ++i) {
+          const Batch batch = stream.Next();
+          for (const BatchStream::BatchAhead& there : ahead) {
+            if (there.index != i) continue;
+            ASSERT_EQ(there.batch.micro_batches.size(), batch.micro_batches.size());
+            EXPECT_EQ(there.batch.rounds, batch.rounds);
+            for (size_t m = 0; m < batch.micro_batches.size(); ++m) {
+              EXPECT_EQ(there.batch.micro_batches[m].document_rows,
+                        batch.micro_batches[m].document_rows);
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_F(BatchesTest, OptionsAndCursorsAreChecked) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -74,46 +76,50 @@ void BatchStream::ForBatch(SequenceOrder* order, Take take) const {
   } while (order->epoch() == epoch);
 }
 
-Batch BatchStream::Next() {
-  struct Sequence {
-    std::vector<int64_t> documents;
-    int64_t tokens = 0;
-    int64_t place = 0;
-  };
-  Batch batch;
+std::vector<BatchStream::Sequence> BatchStream::Divide(SequenceOrder* order) const {
   std::vector<Sequence> sequences;
   std::vector<double> costs;
+  int64_t place = 0;
+  ForBatch(order, [&](const std::vector<int64_t>& documents, int64_t tokens) {
+    sequences.push_back({.documents = documents, .tokens = tokens, .place = place});
+    std::vector<int64_t> lengths;
+    for (const int64_t i : documents) lengths.push_back(data_->length(i));
+    costs.push_back(SequenceCost(lengths, options_.attention_length));
+    place += tokens;
+  });
+  const std::vector<int> share_of = ShareOut(costs, options_.shares);
+  // Of each share: its last micro-batch, and the rows of that.
+  std::vector<int64_t> last(options_.shares, -1), rows(options_.shares);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    Sequence& sequence = sequences[s];
+    const int share = sequence.share = share_of[s];
+    const bool starts_anew =
+        last[share] < 0 || rows[share] + sequence.tokens > options_.micro_batch_tokens;
+    if (starts_anew) {
+      ++last[share];
+      rows[share] = 0;
+    }
+    rows[share] += sequence.tokens;
+    sequence.micro_batch = last[share];
+  }
+  return sequences;
+}
+
+Batch BatchStream::Next() {
+  Batch batch;
   // A batch lies within an epoch.
   const uint64_t skip_key =
       MixKeys(options_.seed, kPositionSkips, static_cast<uint64_t>(order_.epoch()));
-  ForBatch(&order_, [&](const std::vector<int64_t>& documents, int64_t tokens) {
-    sequences.push_back({documents, tokens, batch.tokens});
-    std::vector<int64_t> lengths;
-    for (const int64_t i : documents) {
-      lengths.push_back(data_->length(i));
-      batch.labelled_tokens += data_->row(i).labels;
-    }
-    costs.push_back(SequenceCost(lengths, options_.attention_length));
+  for (const Sequence& sequence : Divide(&order_)) {
     ++batch.sequences;
-    batch.tokens += tokens;
-  });
-  const std::vector<int> share_of = ShareOut(costs, options_.shares);
-  std::vector<int64_t> rows(options_.shares), rounds(options_.shares);  // rows of the last one
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    const int share = share_of[s];
-    const bool mine = share == options_.share;
-    const bool starts_anew =
-        rounds[share] == 0 || rows[share] + sequences[s].tokens > options_.micro_batch_tokens;
-    if (starts_anew) {
-      ++rounds[share];
-      rows[share] = 0;
-      if (mine) batch.micro_batches.emplace_back();
-    }
-    rows[share] += sequences[s].tokens;
-    if (!mine) continue;
+    batch.tokens += sequence.tokens;
+    batch.rounds = std::max(batch.rounds, sequence.micro_batch + 1);
+    for (const int64_t i : sequence.documents) batch.labelled_tokens += data_->row(i).labels;
+    if (sequence.share != options_.share) continue;
+    if (sequence.micro_batch == std::ssize(batch.micro_batches)) batch.micro_batches.emplace_back();
     MicroBatch& micro_batch = batch.micro_batches.back();
-    int64_t place = sequences[s].place;
-    for (const int64_t i : sequences[s].documents) {
+    int64_t place = sequence.place;
+    for (const int64_t i : sequence.documents) {
       Append(data_->row(i), &micro_batch);
       AppendPositions(options_.skip, MixBits(skip_key ^ static_cast<uint64_t>(i)), data_->length(i),
                       &micro_batch.positions);
@@ -122,8 +128,46 @@ Batch BatchStream::Next() {
       place += data_->length(i);
     }
   }
-  batch.rounds = *std::max_element(rounds.begin(), rounds.end());
   return batch;
+}
+
+std::vector<BatchStream::BatchAhead> BatchStream::LargestAhead(
+    int64_t batches, const std::function<double(int64_t index)>& weight) const {
+  struct Place {
+    int64_t index = 0;
+    DataCursor cursor;
+  };
+  Place largest, longest;
+  double most_rows = -1, most_of_one = -1, of_one_in_largest = -1;
+  SequenceOrder order = order_;
+  for (int64_t index = 0; index < batches; ++index) {
+    const Place here = {index, {order.epoch(), order.sequence()}};
+    std::map<std::pair<int, int64_t>, int64_t> micro_batches;  // rows, by share and number
+    int64_t rows = 0, of_one = 0;
+    for (const Sequence& sequence : Divide(&order)) {
+      int64_t& now = micro_batches[{sequence.share, sequence.micro_batch}];
+      rows = std::max(rows, now += sequence.tokens);
+      for (const int64_t i : sequence.documents) of_one = std::max(of_one, data_->length(i));
+    }
+    const double counts = weight(index);
+    if (counts * static_cast<double>(rows) > most_rows) {
+      most_rows = counts * static_cast<double>(rows);
+      of_one_in_largest = counts * static_cast<double>(of_one);
+      largest = here;
+    }
+    if (counts * static_cast<double>(of_one) > most_of_one) {
+      most_of_one = counts * static_cast<double>(of_one);
+      longest = here;
+    }
+  }
+  std::vector<BatchAhead> ahead;
+  for (const Place& place : {largest, longest}) {
+    BatchStream there = *this;
+    there.order_.Seek(place.cursor.epoch, place.cursor.sequence);
+    ahead.push_back({place.index, there.Next()});
+    if (of_one_in_largest == most_of_one) break;
+  }
+  return ahead;
 }
 
 absl::Status BatchStream::Seek(const DataCursor& cursor) {

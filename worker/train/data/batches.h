@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -64,11 +66,31 @@ class BatchStream {
   // No micro-batch ever has more rows.
   int64_t MaxMicroBatchRows() const;
 
+  struct BatchAhead {
+    int64_t index = 0;  // 0: the one that Next() would give
+    Batch batch;
+  };
+  // Of the next `batches`, at least one: the first that has the largest micro-batch of any share,
+  // and behind it, where that one has only shorter documents, the first that has the longest. A row
+  // counts `weight` of its batch. Looks at the length of every document of theirs.
+  std::vector<BatchAhead> LargestAhead(int64_t batches,
+                                       const std::function<double(int64_t index)>& weight) const;
+
  private:
+  struct Sequence {
+    std::vector<int64_t> documents;
+    int64_t tokens = 0;
+    int64_t place = 0;  // first row in the effective batch
+    int share = 0;
+    int64_t micro_batch = 0;  // of its share
+  };
+
   BatchStream(const Dataset* data, const BatchOptions& options);
   // Passes over the sequences of one batch, calling `take` at each.
   template <typename Take>
   void ForBatch(SequenceOrder* order, Take take) const;
+  // The same, with the micro-batches that all shares make of it.
+  std::vector<Sequence> Divide(SequenceOrder* order) const;
 
   const Dataset* data_;
   BatchOptions options_;
