@@ -92,6 +92,12 @@ std::string RunText(const RunEvent& run) {
                              run.shadow().verdict() == "within"
                                  ? ""
                                  : absl::StrCat("; more of them: ", run.shadow().verdict()));
+    case RunEvent::kRehearsal:
+      return absl::StrFormat(
+          "%-10s  a pass of step %d, %s rows: %s forecast, %s measured, of %s", "rehearsal",
+          run.rehearsal().step(), HumanCount(run.rehearsal().rows()),
+          HumanBytes(run.rehearsal().predicted_bytes()), HumanBytes(run.rehearsal().peak_bytes()),
+          HumanBytes(run.rehearsal().budget_bytes()));
     case RunEvent::EVENT_NOT_SET:
       return "event of a kind that this version does not know";
   }

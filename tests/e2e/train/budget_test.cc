@@ -228,7 +228,27 @@ TEST(Budget, OneLongRowInAShortDataSet) {
   ASSERT_EQ(run.exit_code, 0) << run.out << run.err;
   EXPECT_LE(PeakOf(run), budget);
   ExpectSameLosses(run.Losses(), free.Losses());
-  EXPECT_FALSE(run.Of("amendment").empty());
+  ASSERT_FALSE(run.Of("amendment").empty());
+
+  // It was run before the first step, as it would have to be.
+  ASSERT_FALSE(run.Of("rehearsal").empty());
+  const json rehearsal = run.Of("rehearsal").front();
+  EXPECT_LT(rehearsal.at("sequence"), run.Of("step").front().at("sequence"));
+  EXPECT_EQ(rehearsal.at("step"), run.Of("amendment").front().at("step"));
+  EXPECT_GE(rehearsal.at("longest").get<int>(), 250);
+  EXPECT_GE(rehearsal.at("rows"), rehearsal.at("longest"));
+  EXPECT_FALSE(rehearsal.at("refused"));
+  EXPECT_EQ(rehearsal.at("budget_bytes"), budget);
+  EXPECT_FALSE(rehearsal.at("changes").empty());
+  EXPECT_LE(rehearsal.at("predicted_bytes").get<int64_t>(), budget);
+  EXPECT_LE(rehearsal.at("peak_bytes"), rehearsal.at("predicted_bytes"));
+  const json report = json::parse(ReadAll(workspace.path() / "kept" / "report.json"));
+  EXPECT_EQ(report.at("rehearsals").size(), run.Of("rehearsal").size());
+  // With room for everything there is nothing to try.
+  spec["output"]["dir"] = "roomy";
+  const Outcome roomy = workspace.Run(With(spec, 2 * PeakOf(free)));
+  ASSERT_EQ(roomy.exit_code, 0) << roomy.out << roomy.err;
+  EXPECT_TRUE(roomy.Of("rehearsal").empty());
 }
 
 TEST(Budget, IsNoPartOfWhatARunIs) {

@@ -29,6 +29,8 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
 using testing::RandomBatch;
 
 constexpr int64_t kSteps = 6;
@@ -181,10 +183,23 @@ struct Outcome {
   std::vector<double> losses;
   int64_t peak = 0;     // of all steps
   int64_t largest = 0;  // predicted for any of them
+  std::optional<lemo::v1::RehearsalEvent> rehearsal;
   // Masters; no tensors, which would count as held in the next run.
   std::vector<std::vector<float>> trained;
   std::vector<lemo::v1::AmendmentEvent> amendments;
 };
+
+// The first that has the largest micro-batch.
+int64_t LargestStep(const Trial& trial) {
+  const auto rows = [](const Batch& batch) {
+    int64_t most = 0;
+    for (const MicroBatch& part : batch.micro_batches) most = std::max(most, part.rows());
+    return most;
+  };
+  return std::max_element(trial.batches.begin(), trial.batches.end(),
+                          [&](const Batch& a, const Batch& b) { return rows(a) < rows(b); }) -
+         trial.batches.begin();
+}
 
 class Squeeze : public ::testing::Test {
  protected:
@@ -200,11 +215,13 @@ class Squeeze : public ::testing::Test {
   }
 
   // With `budget` bytes (0: none) in the spec. `before_step` may change the budget by SetBudget and
-  // answers what it then is.
+  // answers what it then is. While a rehearsal goes on, `unforeseen` bytes are held that no
+  // forecast knows of.
   Outcome Run(const Trial& trial, int64_t budget,
-              const std::function<int64_t(int64_t step)>& before_step = nullptr) {
+              const std::function<int64_t(int64_t step)>& before_step = nullptr,
+              int64_t unforeseen = 0) {
     Outcome outcome;
-    outcome.status = Go(trial, budget, before_step, &outcome);
+    outcome.status = Go(trial, budget, before_step, unforeseen, &outcome);
     return outcome;
   }
 
@@ -231,7 +248,8 @@ class Squeeze : public ::testing::Test {
 
  private:
   absl::Status Go(const Trial& trial, int64_t budget,
-                  const std::function<int64_t(int64_t step)>& before_step, Outcome* outcome) {
+                  const std::function<int64_t(int64_t step)>& before_step, int64_t unforeseen,
+                  Outcome* outcome) {
     std::filesystem::remove(dir_ / kBudgetFile);
     Inputs inputs;
     inputs.spec = trial.spec;
@@ -263,31 +281,45 @@ class Squeeze : public ::testing::Test {
     if (governor) governor->Attach(**engine, [] { return absl::OkStatus(); });
     testing::MoveOffZero((*engine)->trainables(), 6);
     const int64_t steps = trial.spec.train().steps();
-    for (int64_t step = 0; step < steps; ++step) {
-      const int64_t now = before_step ? before_step(step) : budget;
-      // Not so large that Adam, which moves a weight of nearly no gradient as far as any other,
-      // makes rounding a difference of the steps after.
-      StepRequest request{.step = step, .steps = steps, .learning_rate = 1e-3};
-      const Batch& batch = trial.batches[step];
-      TakeWindowPeak();
-      absl::StatusOr<StepResult> result = absl::UnknownError("not run");
-      for (bool again = true; again;) {
-        again = false;
+    // As often as it takes to be within the budget.
+    const auto step_within = [&](const Batch& batch,
+                                 StepRequest request) -> absl::StatusOr<StepResult> {
+      for (;;) {
         std::optional<MemoryGovernor::Plan> plan;
         if (governor) {
-          absl::StatusOr<MemoryGovernor::Plan> prepared = governor->Prepare(batch, step, steps);
+          absl::StatusOr<MemoryGovernor::Plan> prepared =
+              governor->Prepare(batch, request.step, steps);
           if (!prepared.ok()) return prepared.status();
           plan = *std::move(prepared);
           request.keep_most = plan->keep_most;
         }
         try {
-          result = (*engine)->Step(plan ? plan->batch : batch, request);
+          const at::Tensor unknown = at::empty({request.rehearsal ? unforeseen : 0}, at::kByte);
+          return (*engine)->Step(plan ? plan->batch : batch, request);
         } catch (const MemoryLimitError& error) {
           EXPECT_FALSE((*engine)->updated());
           EXPECT_TRUE(governor->Refused(error));
-          again = true;
         }
       }
+    };
+    const int64_t largest = LargestStep(trial);
+    if (governor && governor->IsTight(trial.batches[largest], largest, steps, 0)) {
+      const absl::Status rehearsed =
+          step_within(trial.batches[largest], {.step = largest, .steps = steps, .rehearsal = true})
+              .status();
+      if (!rehearsed.ok()) return rehearsed;
+      outcome->rehearsal = governor->Rehearsed(0.001);
+      EXPECT_LE(outcome->rehearsal->peak_bytes(), budget);
+      EXPECT_LE(outcome->rehearsal->peak_bytes(),
+                outcome->rehearsal->predicted_bytes() + unforeseen);
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t now = before_step ? before_step(step) : budget;
+      TakeWindowPeak();
+      // Not so large that Adam, which moves a weight of nearly no gradient as far as any other,
+      // makes rounding a difference of the steps after.
+      const absl::StatusOr<StepResult> result =
+          step_within(trial.batches[step], {.step = step, .steps = steps, .learning_rate = 1e-3});
       if (!result.ok()) return result.status();
       outcome->losses.push_back(result->loss);
       lemo::v1::StepEvent event;
@@ -327,7 +359,7 @@ int64_t LeastBudget(const absl::Status& refusal) {
 }
 
 TEST_F(Squeeze, MeasuredPeaksStayWithinAnyBudget) {
-  int squeezed = 0;
+  int squeezed = 0, rehearsed = 0;
   for (uint64_t seed = 1; seed <= 40; ++seed) {
     SCOPED_TRACE(absl::StrCat("seed ", seed));
     const Trial trial = RandomTrial(seed, /*may_drop_rows=*/true);
@@ -363,9 +395,13 @@ TEST_F(Squeeze, MeasuredPeaksStayWithinAnyBudget) {
       EXPECT_LE(amendment.predicted_bytes_after(), budget);
     }
     squeezed += !run.amendments.empty();
+    rehearsed += run.rehearsal.has_value();
+    EXPECT_TRUE(run.rehearsal.has_value() || run.amendments.empty());
+    EXPECT_FALSE(run.rehearsal.has_value() && run.rehearsal->refused());
     if (exact) ExpectSame(run, free);
   }
   EXPECT_GE(squeezed, 15);
+  EXPECT_GE(rehearsed, squeezed);
 }
 
 // As many specs as it takes to meet what nobody thought of; without the free run beside, which
@@ -475,6 +511,38 @@ TEST_F(Squeeze, OneLongRowAmongShortOnesIsAmendedForAndForgotten) {
   EXPECT_EQ(run.amendments.front().action(), "storage");
   EXPECT_EQ(run.amendments.front().reason(), "batch");
   EXPECT_GT(run.amendments.front().predicted_bytes_before(), budget);
+}
+
+// What a rehearsal finds wrong with the forecast is known to every step, none of which is lost.
+TEST_F(Squeeze, ARefusedRehearsalIsLearntFrom) {
+  Trial trial = RandomTrial(7, /*may_drop_rows=*/false);
+  trial.spec.mutable_memory()->set_policy("all");
+  const Outcome free = Run(trial, 0);
+  const Outcome roomy = Run(trial, int64_t{1} << 30);
+  EXPECT_FALSE(roomy.rehearsal.has_value());
+  // As much as the largest step is forecast to need.
+  const int64_t budget = roomy.largest;
+  const Outcome known = Run(trial, budget);
+  ASSERT_TRUE(known.status.ok()) << known.status;
+  ASSERT_TRUE(known.rehearsal.has_value());
+  EXPECT_FALSE(known.rehearsal->refused());
+  EXPECT_THAT(known.rehearsal->changes(), IsEmpty());
+  EXPECT_TRUE(known.amendments.empty());
+
+  const Outcome unknown = Run(trial, budget, nullptr, /*unforeseen=*/budget / 8);
+  ASSERT_TRUE(unknown.status.ok()) << unknown.status;
+  ASSERT_TRUE(unknown.rehearsal.has_value());
+  EXPECT_TRUE(unknown.rehearsal->refused());
+  EXPECT_THAT(unknown.rehearsal->changes(), Not(IsEmpty()));
+  ASSERT_FALSE(unknown.amendments.empty());
+  for (const lemo::v1::AmendmentEvent& amendment : unknown.amendments) {
+    EXPECT_EQ(amendment.reason(), "batch");
+  }
+  ExpectSame(unknown, free);
+  // What no way of computing has room for is known before the first step.
+  const Outcome none = Run(trial, budget, nullptr, /*unforeseen=*/budget);
+  EXPECT_TRUE(absl::IsResourceExhausted(none.status)) << none.status;
+  EXPECT_TRUE(none.losses.empty());
 }
 
 TEST_F(Squeeze, RowsAreLeftOutOnlyWhereTheJobAllowsIt) {

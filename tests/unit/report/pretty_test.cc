@@ -133,6 +133,29 @@ TEST(Pretty, AnAmendmentSaysWhatWasPredictedAndWhatCame) {
                     EndsWith("; 1.5 -> 2 s, measured 1.75 s)  changes what is computed\n")));
 }
 
+TEST(Pretty, ARehearsalSaysWhatItWasAndWhatItTook) {
+  SampleClock clock;
+  auto event = clock.After(1);
+  lemo::v1::RehearsalEvent& rehearsal = *event.mutable_rehearsal();
+  rehearsal.set_step(61);
+  rehearsal.set_rows(4100);
+  rehearsal.set_longest(3707);
+  rehearsal.set_budget_bytes(10 << 20);
+  rehearsal.set_predicted_bytes(9 << 20);
+  rehearsal.set_peak_bytes(8 << 20);
+  rehearsal.set_seconds(2);
+  PrettyFormatter formatter({.terminal = false});
+  const std::string plain =
+      "  rehearsed a pass of step 61  4,100 rows, the longest document 3,707: forecast 9.0 MiB, "
+      "measured 8.0 MiB, of 10.0 MiB (2.0 s)";
+  EXPECT_EQ(formatter.Format(event), plain + "\n");
+  rehearsal.add_changes("layers 0-3: all x8 -> input x4, all x4");
+  rehearsal.set_refused(true);
+  EXPECT_EQ(formatter.Format(event), plain +
+                                         "  layers 0-3: all x8 -> input x4, all x4"
+                                         "  the forecast was too low, and is corrected\n");
+}
+
 std::string ResultText(const std::function<void(lemo::v1::ResultEvent*)>& change) {
   SampleClock clock;
   auto event = clock.After(1);

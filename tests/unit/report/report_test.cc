@@ -274,6 +274,30 @@ TEST(RunReport, ShowsWhatTheGovernorDid) {
   EXPECT_EQ(resumed.ToJson()["amendments"], json["amendments"]);
 }
 
+TEST(RunReport, ShowsWhatWasRehearsed) {
+  RunReport report = lemo::testing::SampleReport();
+  EXPECT_THAT(RenderReportHtml(report), Not(HasSubstr("Rehearsed before")));
+  EXPECT_FALSE(report.ToJson().contains("rehearsals"));
+  SampleClock clock;
+  auto event = clock.After(1);
+  event.mutable_rehearsal()->set_rows(4100);
+  event.mutable_rehearsal()->add_changes("passes as they come -> of 512 rows");
+  for (size_t i = 0; i < 2 * RunReport::kMaxRehearsals; ++i) {
+    event.mutable_rehearsal()->set_step(static_cast<int32_t>(i + 1));
+    report.Add(event);
+  }
+  EXPECT_THAT(RenderReportHtml(report),
+              AllOf(HasSubstr("Rehearsed before the first step"), HasSubstr("4,100"),
+                    HasSubstr("passes as they come -&gt; of 512 rows")));
+  const auto json = report.ToJson();
+  ASSERT_EQ(json["rehearsals"].size(), RunReport::kMaxRehearsals);
+  EXPECT_EQ(json["rehearsals"].back()["step"], 2 * RunReport::kMaxRehearsals);
+
+  RunReport resumed;
+  ASSERT_TRUE(resumed.RestoreState(report.SaveState()).ok());
+  EXPECT_EQ(resumed.ToJson()["rehearsals"], json["rehearsals"]);
+}
+
 TEST(RunReport, OfManyAmendmentsTheFirstAndTheLastStay) {
   RunReport report;
   SampleClock clock;

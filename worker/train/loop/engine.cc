@@ -244,7 +244,8 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
   SparsityCounts counts;
   TokenPlan::Looks looks;
   if (sparse && CanMeasure()) looks.measured = tokens_.MeasuredAt(step);
-  if (online_ != nullptr) looks.lessons = online_->LessonsAt(step, /*dense=*/!sparse);
+  if (online_ != nullptr && !request.rehearsal)
+    looks.lessons = online_->LessonsAt(step, /*dense=*/!sparse);
   // One micro-batch is enough to look at, and short documents leave little to choose.
   const auto largest = std::max_element(
       batch.micro_batches.begin(), batch.micro_batches.end(),
@@ -291,6 +292,7 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
     }
   }
   sharded_->FinishGradients();
+  if (request.rehearsal) return result;
   AddUp(&sums);
   const auto refuse = [&](const std::string& reason) {
     return absl::InternalError(

@@ -38,6 +38,9 @@ struct StepRequest {
   // (TokenSettings::Capped).
   double keep_least = 0;
   double keep_most = 1;
+  // Forward and backward alone, whose gradients are thrown away: nothing is updated, nothing
+  // learnt, and the result is empty.
+  bool rehearsal = false;
 };
 
 struct StepResult {

@@ -23,6 +23,9 @@ using planner::Stored;
 constexpr size_t kMeasuredSteps = 32;
 // Rows on which a published result is still compared where more do not fit.
 constexpr int64_t kLeastComparedRows = 8;
+// A budget is tight where a forecast leaves less than this part of it: more than a forecast is
+// wrong by, and what a contract leaves above what it expects.
+constexpr int64_t kTightPart = 16;
 // Only the proportion counts: it orders what layers store. Nothing is timed for it, so that two
 // runs of one spec take the same rungs.
 constexpr planner::Rates kTypicalRates = {.products = 2, .attention = 1};
@@ -251,6 +254,10 @@ int64_t MemoryGovernor::Held() const {
   return held;
 }
 
+int64_t MemoryGovernor::PassingPeak() const {
+  return device_.is_cpu() ? TakeWindowPeak() : DevicePeakBytes(device_) + BaseBytes();
+}
+
 void MemoryGovernor::MakeRoom(const StepNeed& need) {
   if (Buffers() + need.passing > Room()) engine_->Release(/*buffers=*/true);
 }
@@ -345,6 +352,35 @@ absl::StatusOr<MemoryGovernor::Plan> MemoryGovernor::Prepare(const Batch& batch,
   return plan;
 }
 
+bool MemoryGovernor::IsTight(const Batch& batch, int64_t step, int64_t steps, double keep_least) {
+  ReadBudget();
+  engine_->Release(/*buffers=*/false);
+  StepBatch own(model_, ladder_, batch,
+                model_.tokens.Raised(model_.tokens.KeepAt(step, steps), keep_least));
+  const bool tight = own.Need(/*rung=*/0).total() > Room() - budget_ / kTightPart;
+  const auto all = gang_.Everyones({tight ? 1.0 : 0.0});
+  Enforce();
+  return std::any_of(all.begin(), all.end(), [](const auto& rank) { return rank[0] > 0; });
+}
+
+lemo::v1::RehearsalEvent MemoryGovernor::Rehearsed(double seconds) {
+  lemo::v1::RehearsalEvent event;
+  event.set_budget_bytes(budget_);
+  event.set_predicted_bytes(predicted_bytes_);
+  event.set_peak_bytes(PassingPeak());
+  event.set_seconds(seconds);
+  event.set_refused(amendment_.reason() == "allocator");
+  for (const Change& change : changes_) {
+    event.add_changes(
+        absl::StrCat(change.layers.empty() ? "" : absl::StrCat("layers ", change.layers, ": "),
+                     change.from, " -> ", change.to));
+  }
+  changes_.clear();
+  governor_.Take(/*rung=*/0, /*budget=*/0);
+  engine_->Release(/*buffers=*/true);
+  return event;
+}
+
 bool MemoryGovernor::CanKeep(double keep_least, int64_t step, int64_t steps) {
   const std::vector<double> shares =
       model_.tokens.Raised(model_.tokens.KeepAt(step, steps), keep_least);
@@ -382,7 +418,7 @@ void MemoryGovernor::Tell(int64_t step, const Change& change) {
 }
 
 void MemoryGovernor::Done(int64_t step, double seconds, lemo::v1::StepEvent* event) {
-  const int64_t peak = device_.is_cpu() ? TakeWindowPeak() : DevicePeakBytes(device_) + BaseBytes();
+  const int64_t peak = PassingPeak();
   // Of the rank that has most: all are held to one budget.
   int64_t told[] = {predicted_bytes_, peak, Held() + least_need_ + unforeseen_};
   if (!gang_.alone()) {
@@ -467,8 +503,7 @@ absl::StatusOr<int64_t> MemoryGovernor::PrepareEvaluation(const Dataset& data, i
 
 void MemoryGovernor::EvaluationDone(int64_t step, double seconds) {
   if (!eval_change_) return;
-  amendment_.set_measured_peak_bytes(device_.is_cpu() ? TakeWindowPeak()
-                                                      : DevicePeakBytes(device_) + BaseBytes());
+  amendment_.set_measured_peak_bytes(PassingPeak());
   amendment_.set_measured_seconds(seconds);
   Tell(step, *eval_change_);
   eval_change_.reset();

@@ -75,6 +75,11 @@ class MemoryGovernor {
   // `keep_least` as in StepRequest; given up where nothing fits with it.
   absl::StatusOr<Plan> Prepare(const Batch& batch, int64_t step, int64_t steps,
                                double keep_least = 0);
+  // Whether `batch`, as the spec says to compute it, would leave little of the budget on a rank.
+  bool IsTight(const Batch& batch, int64_t step, int64_t steps, double keep_least);
+  // In place of Done where a prepared pass was a rehearsal: what follows is done as if it had not
+  // been, but for what a refusal taught.
+  lemo::v1::RehearsalEvent Rehearsed(double seconds);
   // Whether a step on the longest document would fit on all ranks with this `keep_least`, its other
   // shares as in `step`, and nothing else left out.
   bool CanKeep(double keep_least, int64_t step, int64_t steps);
@@ -117,6 +122,8 @@ class MemoryGovernor {
   int64_t Held() const;
   int64_t Buffers() const;
   int64_t Room() const { return budget_ - Held() - unforeseen_; }
+  // Of all bytes, since this was last asked or something prepared (on a GPU: of the run so far).
+  int64_t PassingPeak() const;
   // Lets the buffers go if they are larger than what is left beside `need`.
   void MakeRoom(const StepNeed& need);
   // Waits for a checkpoint that is being written, whose copy takes room. Whether that gave any

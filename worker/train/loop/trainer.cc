@@ -21,6 +21,7 @@
 #include "worker/train/loop/plan_run.h"
 #include "worker/train/loop/predictor_run.h"
 #include "worker/train/loop/publisher.h"
+#include "worker/train/loop/rehearsal.h"
 #include "worker/train/loop/reporter.h"
 #include "worker/train/loop/run_facts.h"
 #include "worker/train/loop/run_identity.h"
@@ -92,6 +93,10 @@ class Run {
       return ready;
     }
     LEMO_RETURN_IF_ERROR(ScoreBlocks());
+    if (const absl::Status rehearsed = Rehearse(); !rehearsed.ok()) {
+      Withdraw();
+      return rehearsed;
+    }
     const absl::Status trained = Steps();
     // What was being written is whole and told, whatever became of the steps.
     if (!trained.ok() && saves_) saves_->Hurry();
@@ -519,6 +524,37 @@ class Run {
         if (engine_->updated() || !governor_->Refused(error)) throw;
       }
     }
+  }
+
+  // Where the budget is tight: the passes that need most, before a step is trained on that they
+  // could cost.
+  absl::Status Rehearse() {
+    if (!governor_ || state_.step == total_steps_) return absl::OkStatus();
+    bool told = false;
+    for (const Rehearsal& rehearsal :
+         RehearsalsOf(*stream_, engine_->tokens(), state_.step, total_steps_, state_.keep_least)) {
+      const double keep_least = state_.keep_least;
+      if (!governor_->IsTight(rehearsal.batch, rehearsal.step, total_steps_, keep_least)) continue;
+      if (Stopping()) return absl::OkStatus();
+      if (!std::exchange(told, true)) Phase("rehearse", "the largest passes, in a tight budget");
+      const auto start = Clock::now();
+      LEMO_RETURN_IF_ERROR(StepWithin(rehearsal.batch, {.step = rehearsal.step,
+                                                        .steps = total_steps_,
+                                                        .keep_least = keep_least,
+                                                        .rehearsal = true})
+                               .status());
+      state_.keep_least = keep_least;
+      RunEvent event;
+      *event.mutable_rehearsal() = governor_->Rehearsed(SecondsSince(start));
+      event.mutable_rehearsal()->set_step(static_cast<int32_t>(rehearsal.step + 1));
+      for (const MicroBatch& part : rehearsal.batch.micro_batches) {
+        event.mutable_rehearsal()->set_rows(std::max(event.rehearsal().rows(), part.rows()));
+        event.mutable_rehearsal()->set_longest(
+            std::max(event.rehearsal().longest(), LongestDocument(part)));
+      }
+      reporter_.Emit(std::move(event));
+    }
+    return absl::OkStatus();
   }
 
   // Evaluates after `state_.step` steps.

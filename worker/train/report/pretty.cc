@@ -192,6 +192,9 @@ std::string PrettyFormatter::Format(const lemo::v1::RunEvent& event) {
     case Event::kShadow:
       text = Shadow(event.shadow());
       break;
+    case Event::kRehearsal:
+      text = Rehearsal(event.rehearsal());
+      break;
     case Event::kSelection:  // a picture, which the report draws
     case Event::kStep:
     case Event::EVENT_NOT_SET:
@@ -279,6 +282,21 @@ std::string PrettyFormatter::Amendment(const lemo::v1::AmendmentEvent& amendment
     out += ")";
   }
   return absl::StrCat(out, amendment.exact() ? "" : "  changes what is computed", "\n");
+}
+
+std::string PrettyFormatter::Rehearsal(const lemo::v1::RehearsalEvent& rehearsal) const {
+  std::string out = absl::StrFormat(
+      "  rehearsed a pass of step %d  %s rows, the longest document %s: forecast %s, measured %s, "
+      "of "
+      "%s (%s)",
+      rehearsal.step(), HumanCount(rehearsal.rows()), HumanCount(rehearsal.longest()),
+      HumanBytes(rehearsal.predicted_bytes()), HumanBytes(rehearsal.peak_bytes()),
+      HumanBytes(rehearsal.budget_bytes()), HumanDuration(rehearsal.seconds()));
+  for (const std::string& change : rehearsal.changes()) {
+    absl::StrAppend(&out, "  ", Paint(kYellow, Printable(change)));
+  }
+  if (rehearsal.refused()) out += Paint(kYellow, "  the forecast was too low, and is corrected");
+  return absl::StrCat(out, "\n");
 }
 
 std::string PrettyFormatter::Result(const lemo::v1::ResultEvent& result) const {

@@ -33,6 +33,7 @@ class PrettyFormatter {
  private:
   std::string Step(const lemo::v1::StepEvent& step, double now);
   std::string Shadow(const lemo::v1::ShadowEvent& shadow) const;
+  std::string Rehearsal(const lemo::v1::RehearsalEvent& rehearsal) const;
   std::string Amendment(const lemo::v1::AmendmentEvent& amendment) const;
   std::string Eval(const lemo::v1::EvalEvent& eval) const;
   std::string Result(const lemo::v1::ResultEvent& result) const;

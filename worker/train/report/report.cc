@@ -230,6 +230,10 @@ void RunReport::Add(const lemo::v1::RunEvent& event) {
       if (shadows_.size() == kMaxShadows) shadows_.erase(shadows_.begin() + kMaxShadows / 2);
       shadows_.push_back(event.shadow());
       break;
+    case Event::kRehearsal:
+      if (rehearsals_.size() == kMaxRehearsals) rehearsals_.erase(rehearsals_.begin());
+      rehearsals_.push_back(event.rehearsal());
+      break;
     case Event::EVENT_NOT_SET:
       break;
   }
@@ -310,6 +314,7 @@ ordered_json RunReport::ToJson() const {
   out["warnings"] = FullList(warnings_);
   out["amendments"] = FullList(amendments_);
   if (amendments_total_ > std::ssize(amendments_)) out["amendments_total"] = amendments_total_;
+  if (!rehearsals_.empty()) out["rehearsals"] = FullList(rehearsals_);
   if (!shadows_.empty()) out["shadows"] = FullList(shadows_);
   out["versions"] = facts_.versions;
   out["metrics"] = ordered_json::object();
@@ -428,6 +433,7 @@ std::string RunReport::SaveState() const {
   out["warnings"] = ExactList(warnings_);
   out["amendments"] = ExactList(amendments_);
   out["amendments_total"] = amendments_total_;
+  out["rehearsals"] = ExactList(rehearsals_);
   out["shadows"] = ExactList(shadows_);
   out["phases"] = ordered_json::array();
   for (const ReportPhase& phase : phases_) {
@@ -465,6 +471,8 @@ absl::Status RunReport::RestoreState(const std::string& state) {
       ReadList(member, member.key, &violations, &restored.warnings_);
     } else if (member.key == "amendments") {
       ReadList(member, member.key, &violations, &restored.amendments_);
+    } else if (member.key == "rehearsals") {
+      ReadList(member, member.key, &violations, &restored.rehearsals_);
     } else if (member.key == "shadows") {
       ReadList(member, member.key, &violations, &restored.shadows_);
     } else if (member.key == "amendments_total" && member.scalar.is_number_integer()) {

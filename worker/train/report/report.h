@@ -64,6 +64,8 @@ class RunReport {
   static constexpr size_t kMaxAmendments = 256;
   // Likewise of shadows.
   static constexpr size_t kMaxShadows = 256;
+  // The last ones: every process of a run has a few.
+  static constexpr size_t kMaxRehearsals = 16;
 
   void SetFacts(ReportFacts facts) { facts_ = std::move(facts); }
 
@@ -84,6 +86,7 @@ class RunReport {
   // What the governor changed, in order, and how many changes there were altogether.
   const std::vector<lemo::v1::AmendmentEvent>& amendments() const { return amendments_; }
   int64_t amendments_total() const { return amendments_total_; }
+  const std::vector<lemo::v1::RehearsalEvent>& rehearsals() const { return rehearsals_; }
   const std::vector<lemo::v1::ShadowEvent>& shadows() const { return shadows_; }
   const std::vector<ReportPhase>& phases() const { return phases_; }
   const std::optional<lemo::v1::ResultEvent>& result() const { return result_; }
@@ -125,6 +128,7 @@ class RunReport {
   std::vector<lemo::v1::WarningEvent> warnings_;
   std::vector<lemo::v1::AmendmentEvent> amendments_;
   int64_t amendments_total_ = 0;
+  std::vector<lemo::v1::RehearsalEvent> rehearsals_;
   std::vector<lemo::v1::ShadowEvent> shadows_;
   std::vector<ReportPhase> phases_;
   std::optional<lemo::v1::ResultEvent> result_;

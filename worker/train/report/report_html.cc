@@ -508,6 +508,27 @@ std::string Amendments(const RunReport& report) {
   return out;
 }
 
+// What was run before the first step, of each process of the run.
+std::string Rehearsals(const RunReport& report) {
+  std::string rows;
+  for (const auto& rehearsal : report.rehearsals()) {
+    std::string changes;
+    for (const std::string& change : rehearsal.changes()) {
+      absl::StrAppend(&changes, changes.empty() ? "" : "<br>", EscapeHtml(change));
+    }
+    absl::StrAppend(
+        &rows, "<tr>", Number(HumanCount(rehearsal.step())), Number(HumanCount(rehearsal.rows())),
+        Number(HumanCount(rehearsal.longest())), Number(HumanBytes(rehearsal.budget_bytes())),
+        Number(HumanBytes(rehearsal.predicted_bytes())), Number(HumanBytes(rehearsal.peak_bytes())),
+        Number(absl::StrCat(Significant(rehearsal.seconds(), 3), " s")), Cell(changes),
+        Cell(rehearsal.refused() ? "the forecast was too low, and is corrected" : ""), "</tr>\n");
+  }
+  if (rows.empty()) return "";
+  return Table({"#Pass of step", "#Rows", "#Longest document", "#Budget", "#Forecast", "#Measured",
+                "#Time", "Other than the spec says", ""},
+               rows);
+}
+
 // All rows beside the kept ones, on the same labelled rows of a held-out sample.
 std::string Shadows(const RunReport& report) {
   std::string rows;
@@ -623,6 +644,7 @@ std::string RenderReportHtml(const RunReport& report) {
       Section("On held-out text", Evaluations(report)),
       Section("Memory by category", Memory(report)),
       Section("All rows beside the kept ones", Shadows(report)),
+      Section("Rehearsed before the first step", Rehearsals(report)),
       Section("What the governor did", Amendments(report)), Section("Data", Data(report)),
       Section("Where the time went", Times(report)),
       Section("What the numbers mean", Metrics(report)),
