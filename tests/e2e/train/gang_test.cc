@@ -256,7 +256,7 @@ TEST(Gang, KeepsABudgetTogether) {
     ExpectNear(gang.Losses(), free, 1e-6);
     EXPECT_THAT(
         ReadAll(workspace.path() / spec["output"]["dir"].get<std::string>() / "report.json"),
-        HasSubstr("\"action\": \"storage\""));
+        testing::AllOf(HasSubstr("\"action\": \"storage\""), HasSubstr("\"rehearsals\": [")));
   }
 }
 
