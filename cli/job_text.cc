@@ -160,15 +160,16 @@ std::string ResultText(const lemo::v1::ResultEvent& result) {
     details.Add("foretold", absl::StrCat(HumanBytes(forecast.predicted_peak_bytes()), ", at most ",
                                          HumanBytes(forecast.high_peak_bytes())));
   }
-  if (forecast.measured_step_seconds() > 0) {
+  const auto time = [&details](const char* name, double measured, double predicted) {
+    if (!(measured > 0)) return;
     const std::string foretold =
-        forecast.predicted_step_seconds() > 0
-            ? absl::StrCat(" (the worker foretold ",
-                           Significant(forecast.predicted_step_seconds(), 3), " s)")
-            : "";
-    details.Add("step", absl::StrCat(Significant(forecast.measured_step_seconds(), 3),
-                                     " s in the mean", foretold));
-  }
+        predicted > 0 ? absl::StrCat(" (the worker foretold ", Significant(predicted, 3), " s)")
+                      : "";
+    details.Add(name, absl::StrCat(Significant(measured, 3), " s in the mean", foretold));
+  };
+  time("step", forecast.measured_step_seconds(), forecast.predicted_step_seconds());
+  time("evaluation", forecast.measured_evaluation_seconds(),
+       forecast.predicted_evaluation_seconds());
   return Indented(details.ToString(), "  ");
 }
 

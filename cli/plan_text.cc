@@ -245,9 +245,17 @@ std::string ExplainText(const Offer& offer, const PlanResult& plan) {
     absl::StrAppendFormat(&text, "  tokens/s: %.5g of a step / %.3g s = %.5g\n",
                           offer.tokens_per_second() * step.total(), step.total(),
                           offer.tokens_per_second());
-    absl::StrAppendFormat(&text, "  runs: %.0f steps x %.3g s = %s\n",
-                          offer.run_seconds() / step.total(), step.total(),
-                          HumanDuration(offer.run_seconds()));
+    const double steps = offer.run_seconds() - offer.evaluation_seconds() - offer.shadow_seconds() -
+                         offer.rehearsal_seconds() - offer.scoring_seconds();
+    absl::StrAppendFormat(&text, "  runs: %.0f steps x %.3g s", steps / step.total(), step.total());
+    const auto beside = [&text](const std::string& what, double seconds) {
+      if (seconds > 0) absl::StrAppendFormat(&text, " + %s %.3g s", what, seconds);
+    };
+    beside("a table of blocks", offer.scoring_seconds());
+    beside("the largest micro-batch first", offer.rehearsal_seconds());
+    beside(absl::StrCat(offer.evaluations(), " evaluations"), offer.evaluation_seconds());
+    beside("shadows", offer.shadow_seconds());
+    absl::StrAppend(&text, " = ", HumanDuration(offer.run_seconds()), "\n");
   }
   absl::StrAppendFormat(&text, "  cost: %d rank%s x %.4g h = %.4g device-hours\n", offer.ranks(),
                         offer.ranks() == 1 ? "" : "s", offer.run_seconds() / kSecondsAnHour,

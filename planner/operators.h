@@ -99,6 +99,10 @@ LayerOperators OperatorsOf(const ModelShape& shape, const Tuning& tuning, const 
 std::vector<OperatorWork> HeadOperators(const ModelShape& shape, const Tuning& tuning, int64_t rows,
                                         int64_t embedded, const PassShape& pass);
 
+// The same without a gradient.
+std::vector<OperatorWork> LossOperators(const ModelShape& shape, int64_t rows, int64_t embedded,
+                                        const PassShape& pass);
+
 // Ranking `rows` rows of the stream: by their length, and with `width` above 0 by a network whose
 // first layer has so many neurons. `reads_stream` false: by neither.
 std::vector<OperatorWork> SelectionOperators(const ModelShape& shape, double rows, int64_t width,

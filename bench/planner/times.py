@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Step times that the planner predicts against those of runs: `./dev bench planner times`. See README.md beside this
-file."""
+"""Times of steps and evaluations that the planner predicts against those of runs: `./dev bench planner times`. See
+README.md beside this file."""
 
 import argparse
 import datetime
@@ -62,7 +62,7 @@ def calibrate(args, rates):
 
 
 def measure(args, one, scratch, rates):
-    """What the run foretold of its step, and what its steps took but for the first."""
+    """What the run foretold of its steps and evaluations, and what they took but for the first."""
     shutil.rmtree(scratch / "out", ignore_errors=True)
     shutil.rmtree(scratch / "cache", ignore_errors=True)
     model = scratch / f"{one['shape']}-{one['length']}"
@@ -72,6 +72,10 @@ def measure(args, one, scratch, rates):
     grid.write_rows(rows, one["shape"], one["length"] // one["documents"], 8 * one["documents"])
     spec = grid.run_spec(one, model, rows, held_out, scratch)
     spec["train"]["steps"] = args.steps
+    # Twice as much text, before the first step and behind the last.
+    grid.write_rows(held_out, one["shape"], one["length"] // one["documents"], 2 * one["documents"])
+    spec["data"]["eval"] = [{"path": str(held_out), "format": "text"}]
+    spec["eval"] = {"every_steps": 2}
     if one["online"]:
         spec["memory"]["budget_bytes"] = 1 << 34  # with one, recall is not measured
     run_json = scratch / "run.json"
@@ -81,25 +85,36 @@ def measure(args, one, scratch, rates):
     events = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     forecast = next(e for e in events if e["type"] == "result")["forecast"]
     seconds = sorted(e["seconds"] for e in events if e["type"] == "step" and e["step"] > 1)
+    evaluations = [e["seconds"] for e in events if e["type"] == "eval" and e["step"] > 0]
     return {"name": one["name"], "predicted": forecast["predicted_step_seconds"],
-            "measured": statistics.median(seconds), "fastest": seconds[0], "slowest": seconds[-1]}
+            "measured": statistics.median(seconds), "fastest": seconds[0], "slowest": seconds[-1],
+            "predicted_evaluation": forecast["predicted_evaluation_seconds"],
+            "measured_evaluation": statistics.median(evaluations)}
 
 
 def table(rows):
-    lines = ["| run | predicted | measured | off | fastest | slowest |", "| --- |" + " ---: |" * 5]
+    lines = ["| run | step predicted | measured | off | fastest | slowest | evaluation predicted | measured | off |",
+             "| --- |" + " ---: |" * 8]
     for row in rows:
         lines.append(f"| {row['name']} | {1e3 * row['predicted']:.1f} | {1e3 * row['measured']:.1f} | "
-                     f"{100 * (row['predicted'] / row['measured'] - 1):+.1f} % | {1e3 * row['fastest']:.1f} | "
-                     f"{1e3 * row['slowest']:.1f} |")
+                     f"{100 * off(row, ''):+.1f} % | {1e3 * row['fastest']:.1f} | {1e3 * row['slowest']:.1f} | "
+                     f"{1e3 * row['predicted_evaluation']:.1f} | {1e3 * row['measured_evaluation']:.1f} | "
+                     f"{100 * off(row, '_evaluation'):+.1f} % |")
     return "\n".join(lines)
 
 
+def off(row, what):
+    return row["predicted" + what] / row["measured" + what] - 1
+
+
 def summary(rows):
-    off = {row["name"]: row["predicted"] / row["measured"] - 1 for row in rows}
-    missed = [name for name, o in off.items() if abs(o) > GOAL]
-    return (f"{len(rows)} runs. Off by {100 * statistics.median(map(abs, off.values())):.1f} % in the median, from "
-            f"{100 * min(off.values()):+.1f} to {100 * max(off.values()):+.1f} %. Beyond {100 * GOAL:.0f} %: "
-            f"{', '.join(missed) or 'none'}.")
+    def of(name, what):
+        all_off = {row["name"]: off(row, what) for row in rows}
+        missed = [run for run, o in all_off.items() if abs(o) > GOAL]
+        low, high = min(all_off.values()), max(all_off.values())
+        return (f"{name} are off by {100 * statistics.median(map(abs, all_off.values())):.1f} % in the median, from "
+                f"{100 * low:+.1f} to {100 * high:+.1f} %; beyond {100 * GOAL:.0f} %: {', '.join(missed) or 'none'}.")
+    return f"{len(rows)} runs. {of('Steps', '')} {of('Evaluations', '_evaluation')}"
 
 
 def cpu_name():
@@ -137,12 +152,13 @@ def main():
         commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True,
                                 text=True).stdout.strip()
         args.results.write_text(
-            f"# Predicted against measured step times, {datetime.date.today()}\n\n"
+            f"# Predicted against measured times, {datetime.date.today()}\n\n"
             f"`./dev bench planner times` at commit {commit}; {cpu_name()}, {os.cpu_count()} cores, {args.threads} "
             f"thread a rank, float32; load {load:.1f} before it and {os.getloadavg()[0]:.1f} after. Calibrated for "
             f"{calibration['seconds']:.0f} s just before. Milliseconds of a step: predicted by the run itself before "
             f"it began, measured as the median of {args.steps - 1} steps after the first, with the fastest and the "
-            "slowest of them. No correction by earlier runs.\n\n" + text)
+            "slowest of them; of an evaluation of twice a step's text: the median of those after the first step. No "
+            "correction by earlier runs.\n\n" + text)
     return 0
 
 

@@ -373,6 +373,8 @@ std::optional<lemo::v1::RunTime> RunTimeOf(const lemo::v1::Job& job) {
   *run.mutable_end_time() = job.end_time();
   *run.mutable_forecast() = foretold;
   run.mutable_forecast()->set_measured_step_seconds(measured);
+  run.mutable_forecast()->set_measured_evaluation_seconds(
+      result.forecast().measured_evaluation_seconds());
   run.mutable_forecast()->set_measured_peak_bytes(result.peak_bytes().total());
   return run;
 }

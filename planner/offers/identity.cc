@@ -106,6 +106,13 @@ std::string IdOf(const OfferRequest& request, const Offer& offer) {
     digest.Add(value);
   }
   digest.Add(request.labelled_share);
+  if (const Evaluated& evaluated = request.evaluated; evaluated.rows > 0) {
+    digest.Add(evaluated.pairs);
+    for (const int64_t value :
+         {evaluated.times, int64_t{evaluated.sparse}, evaluated.shadows, evaluated.shadow_rows}) {
+      digest.Add(value);
+    }
+  }
   for (const LengthCount& documents : request.data.documents) {
     digest.Add(documents.length);
     digest.Add(documents.count);

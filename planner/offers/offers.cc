@@ -39,6 +39,12 @@ struct RunShape {
   int64_t micro_batches = 1;  // of a step and rank
 };
 
+// What a run takes in all, and what beside its steps.
+struct RunSeconds {
+  double steps = 0, evaluations = 0, shadows = 0, rehearsal = 0, scoring = 0;
+  double Total() const { return steps + evaluations + shadows + rehearsal + scoring; }
+};
+
 // Of a step, of the rank that has `sequences` of it.
 int64_t MicroBatches(const Workload& load, int64_t sequences, int64_t micro_batch_sequences) {
   const double rows = static_cast<double>(load.rows) / static_cast<double>(load.sequences) *
@@ -85,6 +91,8 @@ class Enumeration {
   Offer RunOf(const Candidate& candidate) const;
   Offer OfferOf(const Candidate& candidate) const;
   MemoryForecast ForecastOf(const MemoryOptions& memory, int64_t micro_batches) const;
+  RunSeconds SecondsOf(const StepClock& clock, const StepSeconds& step, int64_t micro_batches,
+                       int64_t micro_batch_sequences) const;
   // Fills in what an offer takes, by what it runs.
   void Fill(const Work& work, MemoryOptions memory, int64_t micro_batches, Offer* offer) const;
 
@@ -178,10 +186,11 @@ int64_t Enumeration::AddCandidate(Path& path, const StepClock& clock, size_t ste
     path.memory.layers[l].stored = storage[l].stored;
     path.memory.layers[l].offload = storage[l].offload;
   }
-  const double seconds = clock.Step(storage, path.run.micro_batches).Total();
+  const RunSeconds seconds = SecondsOf(clock, clock.Step(storage, path.run.micro_batches),
+                                       path.run.micro_batches, path.run.micro_batch_sequences);
   Candidate candidate{.run = paths_.size(), .steps = steps};
   candidate.price = {.bytes = ForecastOf(path.memory, path.run.micro_batches).high.total,
-                     .seconds = seconds * static_cast<double>(request_.steps),
+                     .seconds = seconds.Total(),
                      .kept = works_[path.run.work].load.kept_share,
                      .chosen = works_[path.run.work].token_choice >= 0};
   candidate.device_seconds =
@@ -288,6 +297,19 @@ MemoryForecast Enumeration::ForecastOf(const MemoryOptions& memory, int64_t micr
                            .packs_keys = memory.packs_keys});
 }
 
+RunSeconds Enumeration::SecondsOf(const StepClock& clock, const StepSeconds& step,
+                                  int64_t micro_batches, int64_t micro_batch_sequences) const {
+  const Evaluated& evaluated = request_.evaluated;
+  RunSeconds seconds{
+      .steps = static_cast<double>(request_.steps) * step.Total(),
+      .evaluations = static_cast<double>(evaluated.times) * clock.Evaluation(micro_batch_sequences),
+      .shadows = static_cast<double>(evaluated.shadows) * clock.Shadow(micro_batch_sequences),
+      .scoring = clock.Scoring(micro_batch_sequences)};
+  // An offer is run with its bytes as a budget, which is tight, and then a micro-batch comes first.
+  if (!request_.learning) seconds.rehearsal = step.Total() / static_cast<double>(micro_batches);
+  return seconds;
+}
+
 Offer Enumeration::OfferOf(const Candidate& candidate) const {
   Offer offer = RunOf(candidate);
   const Path& path = paths_[candidate.run];
@@ -310,7 +332,13 @@ void Enumeration::Fill(const Work& work, MemoryOptions memory, int64_t micro_bat
                       static_cast<double>(work.load.sequences) *
                       static_cast<double>(request_.batch_sequences);
   offer->tokens_per_second = rows / offer->step.Total();
-  offer->finish_seconds = offer->step.Total() * static_cast<double>(request_.steps);
+  const RunSeconds seconds =
+      SecondsOf(clock, offer->step, micro_batches, offer->micro_batch_sequences);
+  offer->finish_seconds = seconds.Total();
+  offer->evaluation_seconds = seconds.evaluations;
+  offer->shadow_seconds = seconds.shadows;
+  offer->rehearsal_seconds = seconds.rehearsal;
+  offer->scoring_seconds = seconds.scoring;
   offer->device_seconds = offer->finish_seconds * static_cast<double>(offer->ranks());
   offer->kept_share = work.load.kept_share;
 }

@@ -43,6 +43,13 @@ struct DataShape {
 struct Evaluated {
   int64_t rows = 0;
   int64_t longest = 0;
+  double pairs = 0;   // of a row and one that it sees
+  int64_t times = 0;  // in the run
+  // Of a run that leaves rows out: whether each time it also passes with those that are kept, and
+  // how often a sample does both ways, of so many rows.
+  bool sparse = false;
+  int64_t shadows = 0;
+  int64_t shadow_rows = 0;
 };
 
 // kLayer: rows come back, be it behind one layer or behind a group of them.
@@ -222,7 +229,11 @@ struct Offer {
   StepSeconds step;                        // of the mean step
   std::vector<OperatorSeconds> operators;  // of it
   double tokens_per_second = 0;            // of data, whether its rows were computed or left out
-  double finish_seconds = 0;               // of all steps
+  double finish_seconds = 0;               // of all steps, and what is beside them:
+  double evaluation_seconds = 0;           // all evaluations
+  double shadow_seconds = 0;
+  double rehearsal_seconds = 0;  // the largest micro-batch, before the first step
+  double scoring_seconds = 0;    // a table of blocks, likewise
   double device_seconds = 0;
   // Share of the rows of the whole window that sub-blocks compute, in (0, 1]: the mean over layers,
   // rows that a shorter window cuts off counted as left out.

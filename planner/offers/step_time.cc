@@ -329,6 +329,69 @@ StepSeconds StepClock::Step(std::span<const LayerStorage> storage, int64_t micro
   return step;
 }
 
+double StepClock::DensePass(double rows, double pairs, int64_t micro_batch_sequences,
+                            bool loss) const {
+  const auto layers = static_cast<double>(request_.shape.layers);
+  const auto whole = static_cast<int64_t>(std::ceil(rows));
+  const PassShape pass{
+      .passes = std::ceil(rows / static_cast<double>(micro_batch_sequences * workload_.window)),
+      .tensor_ranks = split_.tensor_ranks};
+  const LayerRows all{.attention = whole, .mlp = whole, .pairs = pairs};
+  // Of what a layer takes beside its operators one way of two.
+  double seconds = layers * (Price(OperatorsOf(request_.shape, tuning_, all, pass).forward) +
+                             pass.passes * rates_.layer_seconds / 2);
+  if (loss) {
+    const auto labelled = static_cast<int64_t>(std::ceil(rows * request_.labelled_share));
+    seconds += Price(LossOperators(request_.shape, labelled, whole, pass));
+  }
+  if (split_.tensor_ranks > 1) {
+    const LinkRate link = request_.device.LinkOf(split_.tensor_ranks);
+    const double bytes =
+        2 * rows * static_cast<double>(request_.shape.hidden * request_.element_bytes);
+    seconds += layers * (Priced(SumBytes(bytes, split_.tensor_ranks), link.bytes_per_second) +
+                         2 * pass.passes * link.latency_seconds);
+  }
+  return ratio_ * seconds;
+}
+
+double StepClock::DenseLoss(double share, int64_t micro_batch_sequences) const {
+  share /= static_cast<double>(split_.data_ranks);
+  const double rows = share * static_cast<double>(request_.evaluated.rows);
+  // Longer text than a window is cut as the training data is.
+  const double pairs = std::min(share * request_.evaluated.pairs,
+                                rows * (static_cast<double>(workload_.window) + 1) / 2);
+  return DensePass(rows, pairs, micro_batch_sequences, /*loss=*/true);
+}
+
+double StepClock::Evaluation(int64_t micro_batch_sequences) const {
+  if (request_.evaluated.rows == 0 || request_.learning) return 0;
+  // With some rows a pass takes about their share of it.
+  const bool sparse = choice_ != nullptr && request_.evaluated.sparse;
+  return (1 + (sparse ? workload_.kept_share : 0)) * DenseLoss(1, micro_batch_sequences);
+}
+
+double StepClock::Shadow(int64_t micro_batch_sequences) const {
+  const Evaluated& of = request_.evaluated;
+  if (choice_ == nullptr || of.rows == 0) return 0;
+  return (1 + workload_.kept_share) *
+         DenseLoss(static_cast<double>(of.shadow_rows) / static_cast<double>(of.rows),
+                   micro_batch_sequences);
+}
+
+double StepClock::Scoring(int64_t micro_batch_sequences) const {
+  if (choice_ == nullptr || !choice_->table) return 0;
+  const double seen = std::min(1.0, static_cast<double>(request_.steps * request_.batch_sequences) /
+                                        static_cast<double>(workload_.sequences));
+  const double rows = seen * static_cast<double>(workload_.rows), pairs = seen * workload_.pairs;
+  const bool by_attention = choice_->table->by == ScoredRows::By::kAttention;
+  double seconds = DensePass(rows, pairs, micro_batch_sequences, /*loss=*/!by_attention);
+  if (by_attention) {
+    seconds += ratio_ * static_cast<double>(request_.shape.layers) *
+               Price(ScoreOperators(request_.shape, rows, pairs));
+  }
+  return seconds;
+}
+
 std::vector<OperatorSeconds> StepClock::Operators(std::span<const LayerStorage> storage,
                                                   int64_t micro_batches) const {
   std::map<Operator, OperatorSeconds> of;

@@ -31,7 +31,13 @@ class StepClock {
   // `micro_batches`: of one rank, in a step.
   StepSeconds Step(std::span<const LayerStorage> storage, int64_t micro_batches) const;
 
-  // The same by operator, those that take time or whose rate is not known; for a person to read, as
+  // Of the run beside its steps, in passes of so many windows: one evaluation, one shadow, and the
+  // table of blocks, which every rank makes for all of the data that the steps will see.
+  double Evaluation(int64_t micro_batch_sequences) const;
+  double Shadow(int64_t micro_batch_sequences) const;
+  double Scoring(int64_t micro_batch_sequences) const;
+
+  // The step by operator, those that take time or whose rate is not known; for a person to read, as
   // it counts everything again.
   std::vector<OperatorSeconds> Operators(std::span<const LayerStorage> storage,
                                          int64_t micro_batches) const;
@@ -58,6 +64,10 @@ class StepClock {
   // Of a predictor that is trained: whether the last layer is no further passed than they are.
   bool ScoresLastAlone() const;
   std::vector<OperatorWork> Head() const;
+  // Layers forward alone, over all of so many rows of a rank; `loss`: to the end.
+  double DensePass(double rows, double pairs, int64_t micro_batch_sequences, bool loss) const;
+  // With the loss, of this share of what is evaluated.
+  double DenseLoss(double share, int64_t micro_batch_sequences) const;
   std::vector<OperatorWork> Selection() const;
   std::vector<OperatorWork> Learning() const;  // of a predictor that is trained
   // Of one that learns on the way, in the mean step.

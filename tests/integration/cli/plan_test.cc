@@ -119,6 +119,11 @@ TEST_F(PlanTest, ExplainsWhereTheTimeComesFrom) {
   offer.mutable_forecast()->set_shape_class("width 256, window 512, adapters");
   offer.mutable_step()->set_backward(0.2);
   offer.mutable_step()->set_total(0.432);
+  offer.set_run_seconds(100 * 0.432 + 7 + 0.25 + 0.5);
+  offer.set_evaluation_seconds(7);
+  offer.set_evaluations(3);
+  offer.set_shadow_seconds(0.25);
+  offer.set_rehearsal_seconds(0.5);
   for (lemo::v1::Offer& of : *plan.mutable_offers()) {
     of.mutable_correction()->set_ratio(1.08);
     of.mutable_correction()->set_runs(5);
@@ -140,6 +145,8 @@ TEST_F(PlanTest, ExplainsWhereTheTimeComesFrom) {
                     HasSubstr("x1.08 from 5 finished runs of llama, width 256, window 512, "
                               "adapters: 0.432 s\n"),
                     HasSubstr("FLOP"), HasSubstr("not known"),
+                    HasSubstr("runs: 100 steps x 0.432 s + the largest micro-batch first 0.5 s + "
+                              "3 evaluations 7 s + shadows 0.25 s = "),
                     HasSubstr("measured by operator on node-7 at 2027-01-15T08:00:00Z by lemo "
                               "0.1.0, 30 s at a load of"),
                     HasSubstr("sums over 2 ranks: 0.02 ms and 1.0 GiB a second"),

@@ -95,7 +95,11 @@ OfferRequest RandomRequest(uint32_t seed) {
   request.batch_sequences = dice.Number(1, 16);
   request.steps = dice.Number(1, 1000);
   request.labelled_share = dice.Coin() ? 1.0 : 0.25;
-  if (dice.Coin()) request.evaluated = {4096, 512};
+  if (dice.Coin()) {
+    request.evaluated = {
+        .rows = 4096, .longest = 512, .pairs = 8 * CausalPairs(512), .times = 3, .shadows = 2};
+    request.evaluated.shadow_rows = 1024;
+  }
   request.checkpoints = dice.Coin();
   for (int64_t i = dice.Number(0, 3); i > 0; --i) {
     request.tokens.push_back(RandomChoice(dice, shape.layers));
@@ -165,6 +169,11 @@ void CheckOffer(const OfferRequest& request, const Offer& offer) {
   EXPECT_GT(offer.kept_share, 0);
   EXPECT_LE(offer.kept_share, 1);
   EXPECT_EQ(std::ssize(offer.storage), request.shape.layers);
+  EXPECT_NEAR(offer.finish_seconds,
+              static_cast<double>(request.steps) * offer.step.Total() + offer.evaluation_seconds +
+                  offer.shadow_seconds + offer.rehearsal_seconds + offer.scoring_seconds,
+              1e-9 * offer.finish_seconds);
+  EXPECT_EQ(offer.evaluation_seconds > 0, request.evaluated.times > 0);
   EXPECT_DOUBLE_EQ(offer.device_seconds, offer.finish_seconds * static_cast<double>(offer.ranks()));
   EXPECT_EQ(offer.id.size(), 32);
 }

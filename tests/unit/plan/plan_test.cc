@@ -226,6 +226,22 @@ TEST(PlanRequest, HeldOutTextCountsByItsOwnLengths) {
   EXPECT_GT(bytes_with({1024, 100}), alike) << "as many as a micro-batch may have rows";
 }
 
+TEST(PlanRequest, CountsEvaluationsAndShadows) {
+  PlanFacts facts = Facts();
+  const auto times = [&facts](const nlohmann::json& eval, planner::Evaluated evaluated) {
+    facts.evaluated = evaluated;
+    const OfferRequest request = *PlanRequestOf(SpecOf({{"eval", eval}}), SmallLlama(), facts);
+    return std::pair(request.evaluated.times, request.evaluated.shadows);
+  };
+  const planner::Evaluated held_out{.rows = 1024, .longest = 100};
+  // Ten steps: before the first and behind the last.
+  EXPECT_EQ(times(nlohmann::json::object(), held_out), std::pair(2L, 0L));
+  EXPECT_EQ(times({{"every_steps", 3}, {"shadow_every_steps", 4}}, held_out), std::pair(5L, 2L));
+  // The last one is not done twice.
+  EXPECT_EQ(times({{"every_steps", 5}}, held_out), std::pair(3L, 0L));
+  EXPECT_EQ(times({{"every_steps", 3}}, {}), std::pair(0L, 0L));
+}
+
 // Of its training the micro-batch alone is to be chosen.
 TEST(PlanRequest, APredictorsTrainingHasOffersToo) {
   const nlohmann::json changes = {

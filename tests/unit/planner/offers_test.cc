@@ -194,6 +194,69 @@ TEST(Offers, IdsAreOfTheContent) {
   EXPECT_EQ(a, b);
 }
 
+// Evaluations, shadows, a table of blocks and the pass that is rehearsed are part of a run's time,
+// and of its price.
+TEST(Offers, ARunIsItsStepsAndWhatIsBesideThem) {
+  OfferRequest request = Request();
+  request.preference = Preference::kSmallest;
+  const auto smallest = [&request] {
+    const Offers offers = MakeOffers(request);
+    const Offer& offer = offers.front[*offers.preferred];
+    EXPECT_NEAR(offer.finish_seconds,
+                100 * offer.step.Total() + offer.evaluation_seconds + offer.shadow_seconds +
+                    offer.rehearsal_seconds + offer.scoring_seconds,
+                1e-9 * offer.finish_seconds);
+    EXPECT_DOUBLE_EQ(offer.device_seconds, offer.finish_seconds);
+    return offer;
+  };
+  const Offer alone = smallest();
+  EXPECT_EQ(alone.evaluation_seconds, 0);
+  EXPECT_EQ(alone.scoring_seconds, 0);
+  // A step has four sequences, which pass one by one.
+  EXPECT_DOUBLE_EQ(alone.rehearsal_seconds, alone.step.Total() / 4);
+
+  request.evaluated = {.rows = 8192, .longest = 4096, .pairs = 2 * CausalPairs(4096), .times = 5};
+  const Offer evaluated = smallest();
+  Work pass;
+  const LayerRows rows{.attention = 8192, .mlp = 8192, .pairs = 2 * CausalPairs(4096)};
+  for (int l = 0; l < 8; ++l) {
+    pass += LayerWork(request.shape, {.attention_rank = 8}, Stored::kAll, rows).forward;
+  }
+  pass.products += 2.0 * 8192 * 1024 * 32000;
+  EXPECT_NEAR(evaluated.evaluation_seconds, 5 * Seconds(pass, request.device.compute),
+              1e-9 * evaluated.evaluation_seconds);
+  EXPECT_NE(evaluated.id, alone.id);
+  const double fastest = MakeOffers(request).front.back().finish_seconds;
+  request.evaluated.times = 10;
+  EXPECT_NEAR(smallest().evaluation_seconds, 2 * evaluated.evaluation_seconds, 1e-9);
+  // A run that evaluates more often than it has time for is no offer.
+  request.bounds.finish_seconds_max = 1.0001 * fastest;
+  EXPECT_THAT(MakeOffers(request).front, IsEmpty());
+  request.bounds = {};
+  request.evaluated.times = 5;
+
+  // What looks at dropped rows costs nothing in a run that drops none.
+  request.evaluated.sparse = true;
+  request.evaluated.shadows = 10;
+  request.evaluated.shadow_rows = 4096;
+  request.tokens = {Half()};
+  const Offer half = smallest();
+  ASSERT_EQ(half.token_choice, 0);
+  EXPECT_NEAR(half.evaluation_seconds, 1.5 * evaluated.evaluation_seconds, 1e-9);
+  EXPECT_NEAR(half.shadow_seconds, 1.5 * evaluated.evaluation_seconds, 1e-9);
+  EXPECT_EQ(half.scoring_seconds, 0);
+  const Offers all = MakeOffers(request);
+  const auto dense = std::find_if(all.front.begin(), all.front.end(),
+                                  [](const Offer& offer) { return offer.token_choice < 0; });
+  ASSERT_NE(dense, all.front.end());
+  EXPECT_EQ(dense->shadow_seconds, 0);
+  EXPECT_EQ(dense->evaluation_seconds, evaluated.evaluation_seconds);
+
+  // A table is of all the data that the steps see, 100 documents of it.
+  request.tokens.front().table = ScoredRows{.by = ScoredRows::By::kLoss};
+  EXPECT_NEAR(smallest().scoring_seconds, 50 * evaluated.evaluation_seconds / 5, 1e-6);
+}
+
 TEST(Offers, LongFrontsAreThinnedButNotOfTheirEndsNorOfThePreferred) {
   OfferRequest request = Request();
   request.tokens = {Half()};

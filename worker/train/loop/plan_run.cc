@@ -20,6 +20,7 @@
 #include "worker/train/data/rows.h"
 #include "worker/train/loop/predictor_run.h"
 #include "worker/train/loop/publisher.h"
+#include "worker/train/loop/spec_options.h"
 #include "worker/train/plan/forecast.h"
 #include "worker/train/plan/plan_message.h"
 #include "worker/train/plan/plan_table.h"
@@ -170,7 +171,13 @@ PlanFacts FactsOf(const Inputs& inputs, const Compute& compute, planner::DeviceR
     const int64_t count = most > 0 ? std::min(most, inputs.eval->rows()) : inputs.eval->rows();
     // Every document must fit a window, also one that is not evaluated.
     facts.evaluated.longest = inputs.eval->longest();
-    for (int64_t i = 0; i < count; ++i) facts.evaluated.rows += inputs.eval->length(i);
+    const int64_t shadowed = ShadowSequences(inputs.spec.eval());
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t rows = inputs.eval->length(i);
+      facts.evaluated.rows += rows;
+      facts.evaluated.pairs += planner::CausalPairs(rows);
+      if (i < shadowed) facts.evaluated.shadow_rows += rows;
+    }
     facts.evaluated.rows = std::max(facts.evaluated.rows, facts.evaluated.longest);
   }
   facts.splits = Splits(inputs.spec.data());

@@ -10,6 +10,9 @@ namespace lemo::train {
 
 namespace {
 
+// Of a shadow's sample, unless the spec says otherwise.
+constexpr int64_t kShadowSequences = 8;
+
 // A row's products with a layer's matrices cost 2 of them an element; causal attention over n rows
 // costs it 2 * A * D * n.
 double AttentionLength(const DecoderConfig& config) {
@@ -33,6 +36,10 @@ BatchOptions BatchOptionsOf(const lemo::v1::RunSpec& spec, const DecoderConfig& 
           .attention_length = AttentionLength(config),
           .skip = {.target = spec.data().skip_positions().target(),
                    .chunks = spec.data().skip_positions().chunks()}};
+}
+
+int64_t ShadowSequences(const lemo::v1::EvalSpec& eval) {
+  return eval.has_shadow_sequences() ? eval.shadow_sequences() : kShadowSequences;
 }
 
 Schedule ScheduleOf(const lemo::v1::TrainSpec& train, int64_t total_steps) {

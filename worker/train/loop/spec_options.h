@@ -18,6 +18,9 @@ BatchOptions BatchOptionsOf(const lemo::v1::RunSpec& spec, const DecoderConfig& 
 Schedule ScheduleOf(const lemo::v1::TrainSpec& train, int64_t total_steps);
 AdamWOptions AdamWOptionsOf(const lemo::v1::TrainSpec& train);
 
+// Of the sample that a shadow takes.
+int64_t ShadowSequences(const lemo::v1::EvalSpec& eval);
+
 // Whether the loaded weights are what is computed with to the end, or what is trained begins as a
 // copy of them.
 enum class WeightUse { kFrozen, kTrained };

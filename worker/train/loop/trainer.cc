@@ -51,8 +51,6 @@ constexpr const char* kBlockScores = "block-scores.safetensors";
 constexpr int64_t kSelectionsShown = 8;
 // Rows of a held-out document on which a published result is compared with the live model.
 constexpr int64_t kComparedRows = 256;
-// Of a shadow's sample, unless the spec says otherwise.
-constexpr int64_t kShadowSequences = 8;
 // A share of kept blocks that is as good as all of them.
 constexpr double kNearlyAll = 0.95;
 
@@ -451,12 +449,11 @@ class Run {
     const double least = *std::min_element(shares.begin(), shares.end());
     if (least >= 1) return absl::OkStatus();  // there is nothing to compare
     gang_.Tell(absl::StrCat("shadow of step ", state_.step));
-    const int64_t sequences =
-        spec().eval().has_shadow_sequences() ? spec().eval().shadow_sequences() : kShadowSequences;
-    LEMO_ASSIGN_OR_RETURN(const ShadowResult result,
-                          EvaluateWithin<ShadowResult>(sequences, [&](const NextBatch& next) {
-                            return engine_->Shadow(next, shares);
-                          }));
+    LEMO_ASSIGN_OR_RETURN(
+        const ShadowResult result,
+        EvaluateWithin<ShadowResult>(ShadowSequences(spec().eval()), [&](const NextBatch& next) {
+          return engine_->Shadow(next, shares);
+        }));
     if (result.sparse.labelled == 0) return absl::OkStatus();
     RunEvent event;
     lemo::v1::ShadowEvent* shadow = event.mutable_shadow();
@@ -570,6 +567,8 @@ class Run {
       LEMO_RETURN_IF_ERROR(WriteEvalRows(result.rows, OutputPath() / kEvalRows));
     }
     last_eval_ = result.Loss();
+    eval_seconds_ += result.seconds;
+    ++evals_;
     last_eval_step_ = state_.step;
     const bool best = !(last_eval_ >= state_.best_eval);
     if (best) state_.best_eval = last_eval_;
@@ -671,6 +670,18 @@ class Run {
     return absl::OkStatus();
   }
 
+  // 0 before the first.
+  double MeanEvalSeconds() const {
+    return evals_ > 0 ? eval_seconds_ / static_cast<double>(evals_) : 0;
+  }
+
+  // After a step: that behind it, if it has one, those to come, and the last.
+  int64_t EvaluationsToCome() const {
+    if (!inputs_.eval) return 0;
+    const int64_t every = spec().eval().every_steps();
+    return every > 0 ? 1 + (total_steps_ - 1) / every - (state_.step - 1) / every : 1;
+  }
+
   void EmitStep(const Batch& batch, const StepResult& result, double rate, double seconds,
                 const lemo::v1::GangStep& ranks) {
     RunEvent event;
@@ -687,7 +698,8 @@ class Run {
     *step->mutable_peak() = PeakByCategory(*engine_, compute_.device);
     step->set_peak_bytes(step->peak().total());
     step->set_eta_seconds(state_.train_seconds / static_cast<double>(state_.step) *
-                          static_cast<double>(total_steps_ - state_.step));
+                              static_cast<double>(total_steps_ - state_.step) +
+                          MeanEvalSeconds() * static_cast<double>(EvaluationsToCome()));
     step->set_epoch(static_cast<double>(state_.cursor.epoch) +
                     static_cast<double>(state_.cursor.sequence) /
                         static_cast<double>(stream_->SequencesPerEpoch()));
@@ -721,6 +733,7 @@ class Run {
     *result.mutable_peak_bytes() = PeakByCategory(*engine_, compute_.device);
     *result.mutable_forecast() = forecast_;
     result.mutable_forecast()->set_measured_peak_bytes(result.peak_bytes().total());
+    result.mutable_forecast()->set_measured_evaluation_seconds(MeanEvalSeconds());
     if (warm_steps_ > 0) {
       result.mutable_forecast()->set_measured_step_seconds(warm_seconds_ /
                                                            static_cast<double>(warm_steps_));
@@ -804,6 +817,8 @@ class Run {
   int64_t warm_steps_ = 0;
   RunState state_;
   double last_eval_ = kNan;
+  double eval_seconds_ = 0;  // of this process's evaluations
+  int64_t evals_ = 0;
   int64_t last_eval_step_ = -1;
   int64_t saved_step_ = -1;
 };

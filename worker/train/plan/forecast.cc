@@ -52,9 +52,14 @@ lemo::v1::RunForecast ForecastKind(const planner::OfferRequest& request, const s
   return kind;
 }
 
-lemo::v1::RunForecast ForecastOfOffer(const planner::Offer& offer, lemo::v1::RunForecast kind) {
+lemo::v1::RunForecast ForecastOfOffer(const planner::OfferRequest& request,
+                                      const planner::Offer& offer, lemo::v1::RunForecast kind) {
   kind.set_ranks(static_cast<int32_t>(offer.ranks()));
   kind.set_predicted_step_seconds(offer.step.Foretold());
+  if (request.evaluated.times > 0) {
+    kind.set_predicted_evaluation_seconds(offer.evaluation_seconds / offer.step.ratio /
+                                          static_cast<double>(request.evaluated.times));
+  }
   kind.set_predicted_peak_bytes(offer.memory.expected.total);
   kind.set_high_peak_bytes(offer.memory.high.total);
   return kind;
@@ -80,11 +85,12 @@ lemo::v1::RunForecast ForecastOfRun(const lemo::v1::RunSpec& spec, const Decoder
                      .storage = StorageOf(spec.memory(), request->shape.layers)};
   const int64_t of_rank = (request->batch_sequences + run.data_ranks - 1) / run.data_ranks;
   run.micro_batch_sequences = std::clamp<int64_t>(rows / request->window, 1, of_rank);
-  forecast = ForecastOfOffer(planner::PriceRun(*request, run),
+  forecast = ForecastOfOffer(*request, planner::PriceRun(*request, run),
                              ForecastKind(*request, config.family, rates));
   if (!rates.has_calibration()) {
     forecast.clear_rates();
     forecast.clear_predicted_step_seconds();
+    forecast.clear_predicted_evaluation_seconds();
   }
   return forecast;
 }

@@ -19,8 +19,9 @@ namespace lemo::train {
 lemo::v1::RunForecast ForecastKind(const planner::OfferRequest& request, const std::string& family,
                                    const lemo::v1::DeviceRates& rates);
 
-// With the ranks of this offer and the numbers that were foretold of it.
-lemo::v1::RunForecast ForecastOfOffer(const planner::Offer& offer, lemo::v1::RunForecast kind);
+// With the ranks of this offer of the request and the numbers that were foretold of it.
+lemo::v1::RunForecast ForecastOfOffer(const planner::OfferRequest& request,
+                                      const planner::Offer& offer, lemo::v1::RunForecast kind);
 
 // Of the run that an effective spec is, on a gang that `parallel` in it divides. Without calibrated
 // `rates` its time is not foretold; where PlanRequestOf refuses the spec, nothing is but the kind

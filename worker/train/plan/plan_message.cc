@@ -60,7 +60,7 @@ lemo::v1::Offer OfferMessage(const OfferRequest& request, const Offer& offer,
   step.set_communication(offer.step.communication);
   step.set_offload(offer.step.offload);
   step.set_overhead(offer.step.overhead);
-  *message.mutable_forecast() = ForecastOfOffer(offer, times.kind);
+  *message.mutable_forecast() = ForecastOfOffer(request, offer, times.kind);
   message.mutable_correction()->set_ratio(offer.step.ratio);
   if (const auto of = times.history.find(offer.ranks()); of != times.history.end()) {
     message.mutable_correction()->set_runs(static_cast<int32_t>(of->second.correction.runs));
@@ -75,6 +75,13 @@ lemo::v1::Offer OfferMessage(const OfferRequest& request, const Offer& offer,
   }
   message.set_tokens_per_second(offer.tokens_per_second);
   message.set_run_seconds(offer.finish_seconds);
+  message.set_evaluation_seconds(offer.evaluation_seconds);
+  if (offer.evaluation_seconds > 0) {
+    message.set_evaluations(static_cast<int32_t>(request.evaluated.times));
+  }
+  message.set_shadow_seconds(offer.shadow_seconds);
+  message.set_rehearsal_seconds(offer.rehearsal_seconds);
+  message.set_scoring_seconds(offer.scoring_seconds);
   message.set_device_seconds(offer.device_seconds);
   message.set_kept(offer.kept_share);
   message.set_quality(QualityOf(request, offer));

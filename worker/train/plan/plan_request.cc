@@ -132,6 +132,15 @@ absl::Status AddTokens(const TokenSettings& settings, const PlanFacts& facts,
   return absl::OkStatus();
 }
 
+// How often: before the first step, behind the last, and between.
+void AddTimes(const lemo::v1::EvalSpec& spec, int64_t steps, planner::Evaluated* evaluated) {
+  if (evaluated->rows == 0) return;
+  const int64_t every = spec.every_steps(), shadow_every = spec.shadow_every_steps();
+  evaluated->times = 2 + (every > 0 ? (steps - 1) / every : 0);
+  evaluated->sparse = spec.sparse();
+  if (shadow_every > 0) evaluated->shadows = steps / shadow_every;
+}
+
 int64_t Longest(const PlanFacts& facts) {
   int64_t longest = facts.evaluated.longest;
   for (const planner::LengthCount& of : facts.documents) longest = std::max(longest, of.length);
@@ -235,6 +244,7 @@ absl::StatusOr<OfferRequest> PlanRequestOf(const lemo::v1::RunSpec& spec,
         1, static_cast<int64_t>(std::ceil(train.epochs() * static_cast<double>(load.sequences) /
                                           static_cast<double>(request.batch_sequences))));
   }
+  AddTimes(spec.eval(), request.steps, &request.evaluated);
   if (request.tokens.empty()) return request;
   // A predictor that has learnt nothing yet begins with steps of all rows.
   lemo::v1::TokensSpec tokens = spec.tokens();

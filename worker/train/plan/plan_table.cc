@@ -60,6 +60,12 @@ std::string Details(const OfferRequest& request, const Offer& offer, const std::
     absl::StrAppendFormat(&text, "    x%.3g, as earlier runs took\n", step.ratio);
   }
   if (!request.device.operators.empty()) absl::StrAppend(&text, OperatorLines(offer));
+  absl::StrAppendFormat(
+      &text,
+      "  seconds of the run: %d steps %.3g, evaluations %.3g, shadows %.3g, before them a table of "
+      "blocks %.3g and the largest micro-batch %.3g\n",
+      request.steps, step.Total() * static_cast<double>(request.steps), offer.evaluation_seconds,
+      offer.shadow_seconds, offer.scoring_seconds, offer.rehearsal_seconds);
   if (!rates.empty()) absl::StrAppend(&text, "  rates: ", rates, "\n");
   if (offer.kept_share < 1) {
     absl::StrAppend(&text, "  quality: ", QualityOf(request, offer), "\n");

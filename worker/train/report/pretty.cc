@@ -340,14 +340,18 @@ std::string PrettyFormatter::Result(const lemo::v1::ResultEvent& result) const {
                     Row("", absl::StrCat("foretold ", HumanBytes(forecast.predicted_peak_bytes()),
                                          ", at most ", HumanBytes(forecast.high_peak_bytes()))));
   }
-  if (forecast.measured_step_seconds() > 0) {
-    std::string step = absl::StrCat(Significant(forecast.measured_step_seconds(), 3), " s");
-    if (forecast.predicted_step_seconds() > 0) {
-      absl::StrAppend(&step, ", foretold ", Significant(forecast.predicted_step_seconds(), 3), " s",
-                      Change(forecast.predicted_step_seconds(), forecast.measured_step_seconds()));
+  const auto time = [&out](const char* name, double measured, double predicted) {
+    if (!(measured > 0)) return;
+    std::string text = absl::StrCat(Significant(measured, 3), " s");
+    if (predicted > 0) {
+      absl::StrAppend(&text, ", foretold ", Significant(predicted, 3), " s",
+                      Change(predicted, measured));
     }
-    absl::StrAppend(&out, Row("step", step));
-  }
+    absl::StrAppend(&out, Row(name, text));
+  };
+  time("step", forecast.measured_step_seconds(), forecast.predicted_step_seconds());
+  time("evaluation", forecast.measured_evaluation_seconds(),
+       forecast.predicted_evaluation_seconds());
   auto path = [&](const char* name, const std::string& value) {
     if (!value.empty()) absl::StrAppend(&out, Row(name, value));
   };

@@ -462,11 +462,14 @@ std::string Memory(const RunReport& report) {
     foretold.push_back(absl::StrCat("a peak of <b>", HumanBytes(forecast.predicted_peak_bytes()),
                                     "</b> and at most ", HumanBytes(forecast.high_peak_bytes())));
   }
-  if (forecast.predicted_step_seconds() > 0) {
-    foretold.push_back(absl::StrCat(
-        "<b>", Significant(forecast.predicted_step_seconds(), 3), " s</b> a step, which took ",
-        Significant(forecast.measured_step_seconds(), 3), " s in the mean"));
-  }
+  const auto time = [&foretold](const char* what, double predicted, double measured) {
+    if (!(predicted > 0)) return;
+    foretold.push_back(absl::StrCat("<b>", Significant(predicted, 3), " s</b> ", what,
+                                    ", which took ", Significant(measured, 3), " s in the mean"));
+  };
+  time("a step", forecast.predicted_step_seconds(), forecast.measured_step_seconds());
+  time("an evaluation", forecast.predicted_evaluation_seconds(),
+       forecast.measured_evaluation_seconds());
   if (!foretold.empty()) {
     absl::StrAppend(&out, "<p>Foretold before the run: ", absl::StrJoin(foretold, "; "), ".</p>\n");
   }
