@@ -123,7 +123,7 @@ TEST_F(KernelLimit, IsNeverTouchedByARunWhoseBudgetIsCut) {
   const Squeezed unbudgeted = Run(Spec("unbudgeted"), limit);
   EXPECT_EQ(unbudgeted.exit_code, 3) << unbudgeted.text;
 
-  for (unsigned seed = 1; seed <= 4; ++seed) {
+  for (unsigned seed = 1; seed <= 6; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
     spec["output"]["dir"] = "squeezed" + std::to_string(seed);
