@@ -15,7 +15,9 @@
 // LEMO_ASSIGN_OR_RETURN(auto value, Call()): declares or assigns `value`.
 #define LEMO_ASSIGN_OR_RETURN(target, expression) \
   LEMO_ASSIGN_OR_RETURN_INNER(LEMO_CONCAT(lemo_statusor_, __LINE__), target, expression)
+// NOLINTBEGIN(bugprone-macro-parentheses): names and a declaration
 #define LEMO_ASSIGN_OR_RETURN_INNER(statusor, target, expression) \
   auto statusor = (expression);                                   \
   if (!statusor.ok()) return statusor.status();                   \
   target = *std::move(statusor)
+// NOLINTEND(bugprone-macro-parentheses)

@@ -47,6 +47,12 @@ inline const Family kAmendments = {Type::kCounter,
                                    "`offload`, `micro_batch`, `keep`, "
                                    "`evaluation`; of other kinds `other`.",
                                    {"action"}};
+inline const Family kRehearsals = {
+    Type::kCounter,
+    "lemo_job_rehearsals_total",
+    "Passes that jobs with a tight budget ran before their first step: `fitted` as forecast, or "
+    "`refused` an allocation, after which a smaller way was found and the forecast corrected.",
+    {"outcome"}};
 inline const Family kQueueLength = {Type::kGauge, "lemo_queue_jobs",
                                     "Jobs that wait for a placement."};
 inline const Family kQueueOldest = {
@@ -227,6 +233,7 @@ inline metrics::Families Own() {
           &kEnded,
           &kRestartsTotal,
           &kAmendments,
+          &kRehearsals,
           &kQueueLength,
           &kQueueOldest,
           &kQueueWait,

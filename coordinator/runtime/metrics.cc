@@ -194,6 +194,9 @@ Metrics::Metrics() : registry_(std::make_shared<metrics::Registry>(MetricFamilie
   for (const char* action : kAmendmentActions) {
     registry_->Count(families::kAmendments, {action}, 0);
   }
+  for (const char* outcome : {"fitted", "refused"}) {
+    registry_->Count(families::kRehearsals, {outcome}, 0);
+  }
   registry_->Count(families::kCommitFailures, {}, 0);
 }
 
@@ -251,6 +254,10 @@ void Metrics::OnEvent(const JobRecord& record, const lemo::v1::JobEvent& event, 
     }
     if (event.run().has_amendment()) {
       registry_->Count(families::kAmendments, {ActionLabel(event.run().amendment().action())});
+    }
+    if (event.run().has_rehearsal()) {
+      registry_->Count(families::kRehearsals,
+                       {event.run().rehearsal().refused() ? "refused" : "fitted"});
     }
     return;
   }

@@ -223,8 +223,8 @@ int64_t Forecast::LossBytes(int64_t rows, int64_t labelled, bool gradient) const
   const int64_t segment = SegmentOf(labelled);
   const bool shared = row_ranks_ > 1;
   const int64_t own = shared ? std::min(Own(rows), Own(segment) + 1) : segment;
-  Meter meter(/*base=*/2 * 8);  // the sums of losses and of hits
-  meter.Take(Own(rows));        // which rows are labelled, and their list
+  Meter meter(/*base=*/16);  // the sums of losses and of hits, eight bytes each
+  meter.Take(Own(rows));     // which rows are labelled, and their list
   meter.Touch(Own(rows));
   meter.Take(std::min(Own(rows), labelled) * kTokenBytes);
   // Labels of the rows of all ranks, and a segment's normed rows of all.

@@ -514,6 +514,7 @@ Offers Enumeration::Make() {
 
   const std::vector<size_t> front = FrontOf(prices);
   std::vector<Price> of_front;
+  of_front.reserve(front.size());
   for (const size_t i : front) of_front.push_back(prices[i]);
   const size_t preferred = PreferredOf(of_front, request_.preference);
   // Both ends, what is preferred, and others evenly between them.

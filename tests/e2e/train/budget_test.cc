@@ -251,6 +251,36 @@ TEST(Budget, OneLongRowInAShortDataSet) {
   EXPECT_TRUE(roomy.Of("rehearsal").empty());
 }
 
+// Blocks with labels stay whatever their score, and how many those are no length tells.
+TEST(Budget, WhatOnlyTheRehearsalFindsCostsNoStep) {
+  const Workspace workspace;
+  std::string prompt, answer, rows;
+  for (int i = 0; i < 160; ++i) (i < 130 ? prompt : answer) += i % 7 == 0 ? " the" : " dog";
+  for (int i = 0; i < 6; ++i) {
+    rows += json{{"prompt", prompt}, {"completion", answer}}.dump() + "\n";
+  }
+  workspace.Write("train.jsonl", rows);
+  json spec = BudgetSpec("out");
+  spec["data"].erase("eval");
+  spec.erase("eval");
+  spec["data"]["max_length"] = 512;
+  spec["tokens"] = {{"policy", "random"}, {"scope", "stack"},  {"keep", {0.04}},   {"block", 4},
+                    {"layers", "all"},    {"warmup_steps", 0}, {"anneal_steps", 0}};
+  const int64_t least = LeastBudget(workspace.Run(With(spec, 1)));
+  ASSERT_GT(least, 0);
+  const Outcome run = workspace.Run(With(spec, least));
+  ASSERT_EQ(run.exit_code, 3) << run.out << run.err;
+  EXPECT_EQ(run.Of("phase").back().at("name"), "rehearse");
+  EXPECT_TRUE(run.Of("step").empty());
+  EXPECT_FALSE(fs::exists(workspace.path() / "out"));
+  EXPECT_THAT(run.Last("error").at("message").get<std::string>(),
+              AllOf(HasSubstr("memory.budget_bytes: step "), HasSubstr(" would do")));
+  // And that does.
+  const Outcome kept = workspace.Run(With(spec, LeastBudget(run)));
+  EXPECT_EQ(kept.exit_code, 0) << kept.out << kept.err;
+  EXPECT_FALSE(kept.Of("rehearsal").empty());
+}
+
 TEST(Budget, IsNoPartOfWhatARunIs) {
   const Workspace workspace;
   json spec = BudgetSpec("out");

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "tests/e2e/train/workspace.h"
 
 namespace lemo::train {
@@ -182,7 +183,7 @@ TEST(Predictor, LearnsWithinTheBudgetOfAnOffer) {
       run.merge_patch(learns->at("overrides"));
       const auto high = learns->at("high").at("total").get<int64_t>();
       run["memory"]["budget_bytes"] = high;
-      run["output"]["dir"] = scope + "-" + from;
+      run["output"]["dir"] = absl::StrCat(scope, "-", from);
       const Outcome kept = workspace.Run(run);
       ASSERT_EQ(kept.exit_code, 0) << kept.out << kept.err;
       const json peak = kept.Last("result").at("peak_bytes");

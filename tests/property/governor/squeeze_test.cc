@@ -69,18 +69,15 @@ Batch RandomStep(const DecoderConfig& config, std::mt19937_64* random, int longe
   Batch batch;
   const int count = 1 + static_cast<int>((*random)() % 3);
   for (int m = 0; m < count; ++m) {
-    std::vector<int> lengths;
-    const int documents = 1 + static_cast<int>((*random)() % 4);
-    for (int d = 0; d < documents; ++d) {
-      lengths.push_back(2 + static_cast<int>((*random)() % (longest - 1)));
-    }
+    std::vector<int> lengths(1 + (*random)() % 4);
+    for (int& length : lengths) length = 2 + static_cast<int>((*random)() % (longest - 1));
     MicroBatch part = RandomBatch(config, lengths, (*random)());
     for (const int32_t start : part.document_starts) {
       if (start == part.rows()) break;
       part.document_places.push_back(batch.tokens + start);
       part.document_rows.push_back(0);
     }
-    batch.sequences += documents;
+    batch.sequences += std::ssize(lengths);
     batch.tokens += part.rows();
     batch.labelled_tokens += std::count_if(part.labels.begin(), part.labels.end(),
                                            [](int32_t label) { return label != kIgnoreLabel; });
@@ -113,7 +110,7 @@ Trial RandomTrial(uint64_t seed, bool may_drop_rows, int64_t steps = kSteps) {
       Pick<std::string>({"all", "mlp", "attn_out", "input", "all+offload"}, &random));
   if (random() % 2) spec.mutable_memory()->set_mlp_tile_rows(100);
   if (random() % 2) spec.mutable_memory()->set_loss_segment_rows(64);
-  spec.mutable_train()->set_steps(steps);
+  spec.mutable_train()->set_steps(static_cast<int32_t>(steps));
   spec.mutable_train()->set_seed(static_cast<uint32_t>(seed));
   if (may_drop_rows && random() % 3) {
     lemo::v1::TokensSpec& tokens = *spec.mutable_tokens();
@@ -258,7 +255,7 @@ class Squeeze : public ::testing::Test {
     spec.mutable_output()->set_dir(dir_.string());
     if (spec.tokens().policy() == "predictor") {
       const std::filesystem::path predictor = dir_ / "predictor";
-      const absl::Status written = WriteDrawnPredictor(spec.tokens(), trial.config, predictor);
+      absl::Status written = WriteDrawnPredictor(spec.tokens(), trial.config, predictor);
       if (!written.ok()) return written;
       spec.mutable_tokens()->set_predictor(predictor.string());
     }
@@ -304,7 +301,7 @@ class Squeeze : public ::testing::Test {
     };
     const int64_t largest = LargestStep(trial);
     if (governor && governor->IsTight(trial.batches[largest], largest, steps, 0)) {
-      const absl::Status rehearsed =
+      absl::Status rehearsed =
           step_within(trial.batches[largest], {.step = largest, .steps = steps, .rehearsal = true})
               .status();
       if (!rehearsed.ok()) return rehearsed;

@@ -149,6 +149,7 @@ std::vector<Offer> OffersOfParts(const OfferRequest& request) {
 
 std::vector<std::string> IdsOf(const std::vector<Offer>& offers) {
   std::vector<std::string> ids;
+  ids.reserve(offers.size());
   for (const Offer& offer : offers) ids.push_back(offer.id);
   return ids;
 }

@@ -195,6 +195,17 @@ TEST_F(Commits, AmendmentsAreCountedByWhatTheyChange) {
   EXPECT_THAT(text, HasSubstr("lemo_events_stored_total{kind=\"contract\"} 4\n"));
 }
 
+TEST_F(Commits, RehearsalsAreCountedByHowTheyEnded) {
+  EXPECT_THAT(Text(), HasSubstr("lemo_job_rehearsals_total{outcome=\"refused\"} 0\n"));
+  for (const bool refused : {false, true, false}) {
+    persist_.events.emplace_back().mutable_run()->mutable_rehearsal()->set_refused(refused);
+  }
+  Commit();
+  for (const char* line : {"outcome=\"fitted\"} 2", "outcome=\"refused\"} 1"}) {
+    EXPECT_THAT(Text(), HasSubstr(std::string("lemo_job_rehearsals_total{") + line + "\n"));
+  }
+}
+
 TEST_F(Commits, WhatIsNotStoredHasNotHappened) {
   Enter(Job::STATE_UNSPECIFIED, Job::VALIDATING, 0);
   Commit(absl::ResourceExhaustedError("the disk is full"));

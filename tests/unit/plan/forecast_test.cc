@@ -72,6 +72,13 @@ TEST(Forecast, OfARunIsThatOfItsOffer) {
   EXPECT_EQ(forecast.predicted_step_seconds(), offer.step.Foretold());
   EXPECT_EQ(forecast.predicted_peak_bytes(), offer.memory.expected.total);
   EXPECT_EQ(forecast.high_peak_bytes(), offer.memory.high.total);
+  // What it is held to it will not have.
+  nlohmann::json held = changes;
+  held["memory"]["budget_bytes"] = offer.memory.expected.total - 1;
+  EXPECT_EQ(Of(held, rates).predicted_peak_bytes(), offer.memory.expected.total - 1);
+  EXPECT_EQ(Of(held, rates).high_peak_bytes(), offer.memory.expected.total - 1);
+  held["memory"]["budget_bytes"] = offer.memory.high.total + 1;
+  EXPECT_EQ(Of(held, rates).high_peak_bytes(), offer.memory.high.total);
   // More kept is more bytes and less time.
   const lemo::v1::RunForecast all = Of({{"memory", {{"policy", "all"}}}}, rates);
   EXPECT_GT(all.predicted_peak_bytes(), forecast.predicted_peak_bytes());

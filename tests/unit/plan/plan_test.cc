@@ -267,7 +267,7 @@ TEST(PlanRequest, APredictorsTrainingHasOffersToo) {
     EXPECT_EQ(offer.kept(), 1);
     EXPECT_THAT(offer.quality(), HasSubstr("card"));
     // Values, gradients and two moments of five networks.
-    const int64_t of_head = 2 * (32 * request.shape.hidden + 128 * 64 + 64 * 128);
+    const int64_t of_head = 2 * (32 * request.shape.hidden + int64_t{2} * 128 * 64);
     EXPECT_EQ(offer.expected().trainable(), 16 * (request.shape.layers + 2) * of_head);
     EXPECT_GT(offer.step().selection(), 0);
     EXPECT_GT(offer.step().backward(), 0);

@@ -416,9 +416,8 @@ TEST(StepTime, APredictorsTrainingPassesTheLastLayerForItsMlpAlone) {
   };
   const ModelShape& shape = request.shape;
   const double rows = 4 * 4096;
-  const double whole =
-      Seconds(LayerWork(shape, {}, Stored::kAll, {.attention = 4 * 4096, .mlp = 4 * 4096}).forward,
-              {1e11, 1e30});
+  const double whole = Seconds(
+      LayerWork(shape, {}, Stored::kAll, {.attention = 16384, .mlp = 16384}).forward, {1e11, 1e30});
   const auto width = static_cast<double>((shape.heads + shape.kv_heads) * shape.head_dim);
   const double scored = 2 * rows * static_cast<double>(shape.hidden) * width / 1e11;
   EXPECT_NEAR(forward(true), 8 * whole, 1e-6 * whole);

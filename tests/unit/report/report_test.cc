@@ -24,7 +24,6 @@ using ::lemo::testing::AddSampleEnd;
 using ::lemo::testing::AddSampleStart;
 using ::lemo::testing::AddSampleSteps;
 using ::lemo::testing::SampleClock;
-using ::lemo::testing::SampleEval;
 using ::lemo::testing::SampleFacts;
 using ::lemo::testing::SampleReport;
 using ::lemo::testing::SparseSampleReport;

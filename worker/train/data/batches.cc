@@ -83,6 +83,7 @@ std::vector<BatchStream::Sequence> BatchStream::Divide(SequenceOrder* order) con
   ForBatch(order, [&](const std::vector<int64_t>& documents, int64_t tokens) {
     sequences.push_back({.documents = documents, .tokens = tokens, .place = place});
     std::vector<int64_t> lengths;
+    lengths.reserve(documents.size());
     for (const int64_t i : documents) lengths.push_back(data_->length(i));
     costs.push_back(SequenceCost(lengths, options_.attention_length));
     place += tokens;

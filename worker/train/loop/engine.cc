@@ -440,7 +440,7 @@ EvalResult Engine::Evaluate(const std::function<std::optional<MicroBatch>()>& ne
 at::Tensor Engine::Logits(const MicroBatch& batch) {
   const DeviceBatch device = ToDevice(batch, decoder_, tokens_.block);
   sharded_->BeginPass(/*backward=*/false, /*last=*/false);
-  const at::Tensor logits =
+  at::Tensor logits =
       objective_->Logits(Forward(device, nullptr, {}, /*for_backward=*/false).stream);
   sharded_->EndPass();
   return logits;

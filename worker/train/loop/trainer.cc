@@ -4,7 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -62,12 +64,11 @@ double SecondsSince(Clock::time_point start) {
 MicroBatch HeldOutRows(const Inputs& inputs, int64_t max_rows) {
   const Dataset& data = inputs.eval ? *inputs.eval : *inputs.train;
   const Document document = data.row(0);
-  const auto rows =
-      static_cast<size_t>(std::min(static_cast<int64_t>(document.tokens.size()), max_rows));
+  const int64_t rows = std::min(std::ssize(document.tokens), max_rows);
   MicroBatch batch;
   batch.tokens.assign(document.tokens.begin(), document.tokens.begin() + rows);
-  batch.labels.assign(rows, kIgnoreLabel);
-  for (size_t i = 0; i < rows; ++i) batch.positions.push_back(static_cast<int32_t>(i));
+  batch.labels.assign(static_cast<size_t>(rows), kIgnoreLabel);
+  for (int64_t i = 0; i < rows; ++i) batch.positions.push_back(static_cast<int32_t>(i));
   batch.document_starts = {0, static_cast<int32_t>(rows)};
   return batch;
 }
@@ -91,7 +92,7 @@ class Run {
       return ready;
     }
     LEMO_RETURN_IF_ERROR(ScoreBlocks());
-    if (const absl::Status rehearsed = Rehearse(); !rehearsed.ok()) {
+    if (absl::Status rehearsed = Rehearse(); !rehearsed.ok()) {
       Withdraw();
       return rehearsed;
     }
@@ -175,8 +176,8 @@ class Run {
   // A run whose result is a predictor, in place of Load, Steps and Finish.
   absl::Status Predict() {
     Foretell();
-    const absl::Status trained = RunPredictor(inputs_, compute_, forecast_,
-                                              output_->path() / kPredictorDirectory, Emitter());
+    absl::Status trained = RunPredictor(inputs_, compute_, forecast_,
+                                        output_->path() / kPredictorDirectory, Emitter());
     if (!trained.ok() && !absl::IsCancelled(trained)) Withdraw();
     return trained;
   }
@@ -187,6 +188,7 @@ class Run {
     std::error_code ignored;
     if (cache_is_new_) std::filesystem::remove_all(spec().data().cache_dir(), ignored);
     std::filesystem::remove_all(output_->path() / kChosenPredictor, ignored);
+    std::filesystem::remove(output_->path() / kBlockScores, ignored);
     output_->Withdraw();
   }
 
@@ -584,9 +586,9 @@ class Run {
     state_.report = reporter_.report().SaveState();
     std::optional<AtomicDirectory> directory;
     const auto begin = [&]() -> absl::Status {
-      absl::StatusOr<AtomicDirectory> begun = store_->Begin(state_.step);
-      if (begun.ok()) directory.emplace(*std::move(begun));
-      return begun.status();
+      LEMO_ASSIGN_OR_RETURN(AtomicDirectory begun, store_->Begin(state_.step));
+      directory.emplace(std::move(begun));
+      return absl::OkStatus();
     };
     LEMO_RETURN_IF_ERROR(Agree(gang_.world(), gang_.leads() ? begin() : absl::OkStatus()));
     std::vector<at::Tensor> tensors;

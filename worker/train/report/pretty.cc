@@ -62,7 +62,7 @@ std::string Bar(double done, int columns) {
 std::string Kept(const lemo::v1::StepEvent& step) {
   if (!step.has_sparsity()) return "";
   const lemo::v1::TokenSparsity& sparsity = step.sparsity();
-  const std::string kept = absl::StrFormat("kept %.0f %%", 100 * RowsComputed(sparsity));
+  std::string kept = absl::StrFormat("kept %.0f %%", 100 * RowsComputed(sparsity));
   if (sparsity.recall().empty()) return kept;
   return absl::StrFormat("%s (recall %.0f %%)", kept, 100 * MeanOfLayers(sparsity).recall(0));
 }
