@@ -60,6 +60,7 @@ StoragePolicy::Keep KeepOf(Stored stored) {
 
 std::vector<StoragePolicy> PoliciesOf(const std::vector<LayerStorage>& storage) {
   std::vector<StoragePolicy> policies;
+  policies.reserve(storage.size());
   for (const LayerStorage& layer : storage) {
     policies.push_back({.keep = KeepOf(layer.stored), .offload = layer.offload});
   }
@@ -155,6 +156,7 @@ absl::StatusOr<std::unique_ptr<MemoryGovernor>> MemoryGovernor::Create(const Inp
   LEMO_ASSIGN_OR_RETURN(const std::vector<StoragePolicy> policies,
                         lemo::train::PoliciesOf(memory, layers));
   std::vector<LayerStorage> storage;
+  storage.reserve(policies.size());
   for (const StoragePolicy& policy : policies) {
     storage.push_back({StoredOf(policy.keep), policy.offload});
   }

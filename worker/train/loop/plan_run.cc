@@ -293,6 +293,7 @@ absl::StatusOr<std::string> PlanRun(const lemo::v1::RunSpec& spec, const PlanRun
                             b.offers.front[*b.offers.preferred]);
   });
   std::vector<lemo::v1::PlanResult> results;
+  results.reserve(plans.size());
   for (const DevicePlan& plan : plans) {
     results.push_back(PlanMessage(plan.request, plan.offers, plan.times));
   }
