@@ -78,11 +78,13 @@ PieceRows RowsOf(const StepModel& model, std::span<const int32_t> starts,
   return piece;
 }
 
-// What the forecast says of its moments alone.
+// What the forecast says of its moments alone: its most but for what is there throughout. (The most
+// of a category may have what passes, too.)
 StepNeed NeedIn(const MemoryForecast& forecast) {
-  const planner::CategoryBytes& high = forecast.high;
-  return {.buffers = high.saved_activations,
-          .passing = high.total - high.weights - high.trainable - high.saved_activations};
+  const planner::CategoryBytes& fixed = forecast.expected;
+  return {
+      .buffers = fixed.saved_activations,
+      .passing = forecast.high.total - fixed.weights - fixed.trainable - fixed.saved_activations};
 }
 
 std::vector<uint8_t> LabelledRows(const MicroBatch& batch) {

@@ -292,7 +292,10 @@ absl::StatusOr<StepResult> Engine::Step(const Batch& batch, const StepRequest& r
     }
   }
   sharded_->FinishGradients();
-  if (request.rehearsal) return result;
+  if (request.rehearsal) {
+    Synchronize(decoder_.device);
+    return result;
+  }
   AddUp(&sums);
   const auto refuse = [&](const std::string& reason) {
     return absl::InternalError(

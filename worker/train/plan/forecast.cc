@@ -87,7 +87,7 @@ lemo::v1::RunForecast ForecastOfRun(const lemo::v1::RunSpec& spec, const Decoder
   run.micro_batch_sequences = std::clamp<int64_t>(rows / request->window, 1, of_rank);
   forecast = ForecastOfOffer(*request, planner::PriceRun(*request, run),
                              ForecastKind(*request, config.family, rates));
-  if (spec.memory().has_budget_bytes()) {
+  if (spec.memory().has_budget_bytes() && !spec.has_predictor()) {
     const int64_t budget = spec.memory().budget_bytes();
     forecast.set_predicted_peak_bytes(std::min(forecast.predicted_peak_bytes(), budget));
     forecast.set_high_peak_bytes(std::min(forecast.high_peak_bytes(), budget));

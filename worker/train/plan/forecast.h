@@ -23,9 +23,10 @@ lemo::v1::RunForecast ForecastKind(const planner::OfferRequest& request, const s
 lemo::v1::RunForecast ForecastOfOffer(const planner::OfferRequest& request,
                                       const planner::Offer& offer, lemo::v1::RunForecast kind);
 
-// Of the run that an effective spec is, on a gang that `parallel` in it divides: with a budget no
-// more bytes than that. Without calibrated `rates` its time is not foretold; where PlanRequestOf
-// refuses the spec, nothing is but the kind that can be told.
+// Of the run that an effective spec is, on a gang that `parallel` in it divides. With a budget no
+// more bytes than that, but of a predictor's training, which nothing makes smaller. Without
+// calibrated `rates` its time is not foretold; where PlanRequestOf refuses the spec, nothing is but
+// the kind that can be told.
 lemo::v1::RunForecast ForecastOfRun(const lemo::v1::RunSpec& spec, const DecoderConfig& config,
                                     const PlanFacts& facts, const lemo::v1::DeviceRates& rates);
 
