@@ -331,10 +331,10 @@ void NameBase(const JobRecord& record, lemo::v1::Contract* contract) {
                                ? offer.overrides().model().compute_type()
                                : run.model().compute_type();
   // What `auto` comes to is each worker's own affair.
-  if (digest.empty() || type.empty() || type == "auto" || offer.high().weights() <= 0) return;
+  if (digest.empty() || type.empty() || type == "auto" || offer.high().base() <= 0) return;
   contract->set_base(
       Sha256Hex(absl::StrCat(digest, Sha256Hex(record.model_path), type)).substr(0, 32));
-  contract->set_base_bytes(offer.high().weights());
+  contract->set_base_bytes(offer.high().base());
 }
 
 scheduler::Base BaseOf(const lemo::v1::Contract& contract) {

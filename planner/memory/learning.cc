@@ -138,7 +138,8 @@ MemoryForecast Forecast::Run() {
   forecast_.moments.push_back({"publish", copies + parameters * kWide, 0});
 
   CategoryBytes bytes{.weights = CountWeights(shape_).all * e_,
-                      .trainable = parameters * kStateBytes};
+                      .trainable = parameters * kStateBytes,
+                      .base = CountWeights(shape_).all * e_};
   int64_t highest = 0;
   for (const Moment& moment : forecast_.moments) {
     bytes.transient = std::max(bytes.transient, moment.transient);

@@ -33,9 +33,9 @@ class Forecast {
   MemoryForecast Run();
 
  private:
+  int64_t ModelWeights() const { return CountWeights(part_).all * e_; }
   int64_t Weights() const {
-    return CountWeights(part_).all * e_ + options_.chooser.held_bytes +
-           options_.lessons.start_bytes;
+    return ModelWeights() + options_.chooser.held_bytes + options_.lessons.start_bytes;
   }
   int64_t Trainable() const;
   int64_t SavedBy(const LayerMemory& asked) const {
@@ -495,8 +495,10 @@ MemoryForecast Forecast::Run() {
 
   // Heads have a gradient and two moments, and no values but their masters.
   const int64_t learning = 4 * kMasterBytes * options_.lessons.parameters;
-  const CategoryBytes fixed{
-      .weights = Weights(), .trainable = Trainable() + learning, .saved_activations = Arena()};
+  const CategoryBytes fixed{.weights = Weights(),
+                            .trainable = Trainable() + learning,
+                            .saved_activations = Arena(),
+                            .base = options_.tuning.full ? 0 : ModelWeights()};
   const auto sum = [&](bool overlaps) {
     CategoryBytes bytes = fixed;
     int64_t highest = 0;

@@ -170,6 +170,7 @@ struct CategoryBytes {
   int64_t transient = 0;          // temporaries
   int64_t loss = 0;               // segment buffers
   int64_t total = 0;
+  int64_t base = 0;  // of weights the frozen model's, which other runs on it can have with this one
 };
 
 // What is highest in one part of a run.

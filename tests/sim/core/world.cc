@@ -210,7 +210,7 @@ bool World::CarryOut(const Effect& effect) {
         contract.set_memory_bytes(plan.contract_bytes);
         contract.mutable_offer()->set_ranks(plan.ranks);
         contract.mutable_offer()->set_device("cpu");
-        contract.mutable_offer()->mutable_high()->set_weights(plan.base_bytes);
+        contract.mutable_offer()->mutable_high()->set_base(plan.base_bytes);
         contract.mutable_offer()->mutable_overrides()->mutable_model()->set_compute_type("float32");
         contract.mutable_offer()->mutable_overrides()->mutable_parallel()->set_tensor(plan.tensor);
       }

@@ -286,7 +286,9 @@ lemo::v1::Contract Named(const JobRecord& record, lemo::v1::Contract contract) {
 
 TEST(Contract, NamesTheWeightsThatItHasInCommonWithOthers) {
   lemo::v1::Contract contract = MakeContract(300 * kMiB);
-  contract.mutable_offer()->mutable_high()->set_weights(200 * kMiB);
+  // Beside them networks that choose rows, which each job has for itself.
+  contract.mutable_offer()->mutable_high()->set_weights(210 * kMiB);
+  contract.mutable_offer()->mutable_high()->set_base(200 * kMiB);
   const JobRecord record = WithModel("aa");
   const lemo::v1::Contract named = Named(record, contract);
   EXPECT_THAT(named.base(), SizeIs(32));
@@ -307,7 +309,7 @@ TEST(Contract, NamesTheWeightsThatItHasInCommonWithOthers) {
 
 TEST(Contract, NamesNoWeightsThatAreARunsOwn) {
   lemo::v1::Contract contract = MakeContract(300 * kMiB);
-  contract.mutable_offer()->mutable_high()->set_weights(200 * kMiB);
+  contract.mutable_offer()->mutable_high()->set_base(200 * kMiB);
   JobRecord record = WithModel("aa");
   record.job.mutable_spec()->mutable_run()->mutable_tuner()->mutable_full();
   EXPECT_EQ(Named(record, contract).base(), "");
@@ -482,7 +484,7 @@ TEST_F(ContractCoreTest, ABaseCountsOnceWhereItIsOnce) {
       submitted.record.job.mutable_spec()->mutable_plan();
       ASSERT_TRUE(Ask(submitted).ok());
       lemo::v1::Contract contract = MakeContract(100 * kMiB);
-      contract.mutable_offer()->mutable_high()->set_weights(80 * kMiB);
+      contract.mutable_offer()->mutable_high()->set_base(80 * kMiB);
       Do(Validated{job, std::nullopt, 0, contract});
       EXPECT_EQ(Stored(job).contract().base_bytes(), 80 * kMiB);
     }

@@ -465,6 +465,7 @@ TEST(PlanMessage, IsTheOffers) {
     const Offer& offer = offers.front[static_cast<size_t>(i)];
     EXPECT_EQ(message.id(), offer.id);
     EXPECT_EQ(message.high().total(), offer.memory.high.total);
+    EXPECT_EQ(message.high().base(), offer.memory.high.base);
     EXPECT_EQ(message.expected().saved_activations(), offer.memory.expected.saved_activations);
     EXPECT_DOUBLE_EQ(message.step().total(), offer.step.Total());
     EXPECT_EQ(message.forecast().predicted_step_seconds(), offer.step.Foretold());

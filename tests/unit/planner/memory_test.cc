@@ -152,6 +152,7 @@ TEST(LayerBytes, PackedKeysAreBesideTheResultOfAttention) {
 TEST(Forecast, CategoriesOfLoraInFloat32) {
   const MemoryForecast forecast = ForecastMemory(Dense(Llama3(), 512));
   EXPECT_EQ(forecast.expected.weights, 4 * int64_t{8030261248});
+  EXPECT_EQ(forecast.high.base, forecast.expected.weights);
   // Masters, which are the values; gradients; two moments.
   EXPECT_EQ(forecast.expected.trainable, 16 * int64_t{6815744});
   EXPECT_EQ(forecast.expected.saved_activations, 512 * 4 * 4096 + 32 * 512 * (4 * 8192 + 4 * 32));
@@ -168,6 +169,7 @@ TEST(Forecast, FullTuningKeepsTheWeightsItStartedFrom) {
   options.tuning = {.full = true};
   const MemoryForecast forecast = ForecastMemory(options);
   EXPECT_EQ(forecast.expected.weights, 4 * int64_t{8030261248});
+  EXPECT_EQ(forecast.high.base, 0) << "nobody else trains them";
   EXPECT_EQ(forecast.expected.trainable, 16 * int64_t{8030261248});
   // The norm of the largest gradient is taken in fp64.
   EXPECT_GE(forecast.expected.transient, int64_t{8} * 128256 * 4096);
@@ -274,6 +276,7 @@ TEST(Forecast, ChoosingRowsIsAMomentOfForwardAndItsNetworksAreWeights) {
       .by = RowChooser::By::kPredictor, .held_bytes = 5000, .first_width = 1 << 20};
   const MemoryForecast before = ForecastMemory(chance), after = ForecastMemory(predictor);
   EXPECT_EQ(after.expected.weights, before.expected.weights + 5000);
+  EXPECT_EQ(after.high.base, before.high.base) << "each run has its own networks";
   EXPECT_GT(after.expected.transient, int64_t{4} * 2048 << 20);
   MemoryOptions table = chance;
   table.scored = {.rows = 2048, .longest = 2048};

@@ -24,6 +24,7 @@ lemo::v1::PeakBytes BytesOf(const planner::CategoryBytes& bytes) {
   message.set_transient(bytes.transient);
   message.set_loss(bytes.loss);
   message.set_total(bytes.total);
+  message.set_base(bytes.base);
   return message;
 }
 
