@@ -188,6 +188,11 @@ TEST(Pretty, AnInterruptedRunSaysHowToGoOn) {
   EXPECT_THAT(ResultText([](lemo::v1::ResultEvent* result) { result->set_interrupted(true); }),
               AllOf(HasSubstr("Stopped by a signal after step 40"),
                     EndsWith("--resume auto to go on from the checkpoint.\n")));
+  EXPECT_THAT(ResultText([](lemo::v1::ResultEvent* result) {
+                result->set_interrupted(true);
+                result->set_steps(0);
+              }),
+              EndsWith("No step was done; run the same command again.\n"));
 }
 
 TEST(Pretty, ErrorsListFaultsAndEndWithTheAdvice) {

@@ -367,6 +367,9 @@ std::string PrettyFormatter::Result(const lemo::v1::ResultEvent& result) const {
   }
   path("report", result.report());
   out += '\n';
+  if (result.interrupted() && result.steps() == 0) {
+    return out + "No step was done; run the same command again.\n";
+  }
   if (result.interrupted()) {
     return out + "Run the same command with --resume auto to go on from the checkpoint.\n";
   }
