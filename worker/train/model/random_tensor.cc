@@ -1,6 +1,7 @@
 #include "worker/train/model/random_tensor.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -58,7 +59,7 @@ at::Tensor UniformTensor(at::IntArrayRef shape, double bound, uint64_t seed,
 }
 
 at::Tensor NormalTensor(at::IntArrayRef shape, double deviation, uint64_t seed,
-                        std::string_view name, const Shard& part) {
+                        std::string_view name, const Shard& part, at::ScalarType type) {
   // The part is stretches of `length` neighbours, one in every `stride` of the whole.
   int64_t length = c10::multiply_integers(shape), stride = length, start = 0;
   std::vector<int64_t> part_shape = shape.vec();
@@ -69,20 +70,22 @@ at::Tensor NormalTensor(at::IntArrayRef shape, double deviation, uint64_t seed,
     start = part.first * inner;
     part_shape[part.dim] = part.size;
   }
-  at::Tensor tensor = at::empty(part_shape, at::kFloat);
+  at::Tensor tensor = at::empty(part_shape, type);
   const uint64_t key = Key(seed, name);
-  float* out = tensor.mutable_data_ptr<float>();
-  at::parallel_for(0, tensor.numel(), 1 << 16, [=](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t stretch = begin / length, offset = begin % length;
-      const int64_t count = std::min(end - begin, length - offset);
-      const int64_t element = stretch * stride + start + offset;
-      for (int64_t i = 0; i < count; ++i) {
-        out[begin + i] =
-            static_cast<float>(deviation * Normal(key, static_cast<uint64_t>(element + i)));
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "NormalTensor", [&] {
+    scalar_t* out = tensor.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, tensor.numel(), 1 << 16, [=](int64_t begin, int64_t end) {
+      while (begin < end) {
+        const int64_t stretch = begin / length, offset = begin % length;
+        const int64_t count = std::min(end - begin, length - offset);
+        const int64_t element = stretch * stride + start + offset;
+        for (int64_t i = 0; i < count; ++i) {
+          const double value = deviation * Normal(key, static_cast<uint64_t>(element + i));
+          out[begin + i] = static_cast<scalar_t>(static_cast<float>(value));
+        }
+        begin += count;
       }
-      begin += count;
-    }
+    });
   });
   return tensor;
 }

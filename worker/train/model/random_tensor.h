@@ -14,8 +14,10 @@ namespace lemo::train {
 // fp32 on the CPU, uniform in [-bound, bound).
 at::Tensor UniformTensor(at::IntArrayRef shape, double bound, uint64_t seed, std::string_view name);
 
-// fp32 on the CPU, normal with mean 0. `part`: of the tensor of this shape that part alone is made.
+// On the CPU, normal with mean 0: fp32, rounded to `type` as it is drawn, so that no copy of the
+// whole is ever there. `part`: of the tensor of this shape that part alone is made.
 at::Tensor NormalTensor(at::IntArrayRef shape, double deviation, uint64_t seed,
-                        std::string_view name, const Shard& part = {});
+                        std::string_view name, const Shard& part = {},
+                        at::ScalarType type = at::kFloat);
 
 }  // namespace lemo::train

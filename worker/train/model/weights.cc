@@ -337,7 +337,7 @@ ModelWeights RandomWeights(const DecoderConfig& config, uint64_t seed, at::Scala
     } else if (absl::EndsWith(spec.name, ".bias")) {
       tensor = NarrowToShard(at::zeros(spec.shape, at::kFloat), shard).contiguous();
     } else {
-      tensor = NormalTensor(spec.shape, config.initializer_range, seed, spec.name, shard);
+      tensor = NormalTensor(spec.shape, config.initializer_range, seed, spec.name, shard, type);
     }
     tensors.emplace(spec.name, tensor.to(device, type));
   }
