@@ -81,6 +81,30 @@ struct Linear {
   }
 };
 
+// Head and loss with so many gradients: of the rows, and of the matrix.
+std::vector<OperatorWork> HeadWith(int gradients, const ModelShape& shape, int64_t rows,
+                                   int64_t embedded, const PassShape& pass) {
+  std::vector<OperatorWork> list;
+  Account account(&list);
+  const auto ranks = static_cast<double>(pass.tensor_ranks);
+  const auto hidden = static_cast<double>(shape.hidden);
+  const double words = static_cast<double>(shape.vocabulary) / ranks;
+  const auto labelled = static_cast<double>(rows);
+  const double of_call = std::min(labelled / pass.passes, kTileRows);
+  const double in = static_cast<double>(embedded) / pass.passes;
+  // With a learned table a second row is added to each.
+  account.Elements(Operator::kGather, static_cast<double>(embedded), hidden, in,
+                   shape.position_rows > 0 ? 2 : 1);
+  account.Elements(Operator::kGather, labelled, hidden, of_call, gradients > 0 ? 2 : 1);
+  if (shape.final_norm) {
+    account.Elements(Operator::kNorm, labelled, hidden, of_call);
+    if (gradients > 0) account.Elements(Operator::kNormBackward, labelled, hidden, of_call);
+  }
+  account.Products(labelled, hidden, words, 1 + gradients);
+  account.Elements(Operator::kLoss, labelled, words, of_call);
+  return list;
+}
+
 }  // namespace
 
 std::string_view OperatorName(Operator op) { return kNames[static_cast<int>(op)]; }
@@ -272,39 +296,14 @@ LayerOperators OperatorsOf(const ModelShape& shape, const Tuning& tuning, const 
   return layer;
 }
 
-std::vector<OperatorWork> LossOperators(const ModelShape& shape, int64_t rows, int64_t embedded,
-                                        const PassShape& pass) {
-  std::vector<OperatorWork> list;
-  Account account(&list);
-  const auto hidden = static_cast<double>(shape.hidden);
-  const double words =
-      static_cast<double>(shape.vocabulary) / static_cast<double>(pass.tensor_ranks);
-  const auto labelled = static_cast<double>(rows);
-  const double of_call = std::min(labelled / pass.passes, kTileRows);
-  const double in = static_cast<double>(embedded) / pass.passes;
-  // With a learned table a second row is added to each.
-  account.Elements(Operator::kGather, static_cast<double>(embedded), hidden, in,
-                   shape.position_rows > 0 ? 2 : 1);
-  account.Elements(Operator::kGather, labelled, hidden, of_call);
-  if (shape.final_norm) account.Elements(Operator::kNorm, labelled, hidden, of_call);
-  account.Products(labelled, hidden, words);
-  account.Elements(Operator::kLoss, labelled, words, of_call);
-  return list;
-}
-
 std::vector<OperatorWork> HeadOperators(const ModelShape& shape, const Tuning& tuning, int64_t rows,
                                         int64_t embedded, const PassShape& pass) {
-  std::vector<OperatorWork> list = LossOperators(shape, rows, embedded, pass);
-  Account account(&list);
-  const auto hidden = static_cast<double>(shape.hidden);
-  const double words =
-      static_cast<double>(shape.vocabulary) / static_cast<double>(pass.tensor_ranks);
-  const auto labelled = static_cast<double>(rows);
-  const double of_call = std::min(labelled / pass.passes, kTileRows);
-  account.Elements(Operator::kGather, labelled, hidden, of_call);
-  if (shape.final_norm) account.Elements(Operator::kNormBackward, labelled, hidden, of_call);
-  account.Products(labelled, hidden, words, tuning.full ? 2 : 1);
-  return list;
+  return HeadWith(tuning.full ? 2 : 1, shape, rows, embedded, pass);
+}
+
+std::vector<OperatorWork> LossOperators(const ModelShape& shape, int64_t rows, int64_t embedded,
+                                        const PassShape& pass) {
+  return HeadWith(0, shape, rows, embedded, pass);
 }
 
 std::vector<OperatorWork> SelectionOperators(const ModelShape& shape, double rows, int64_t width,

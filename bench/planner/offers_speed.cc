@@ -37,6 +37,8 @@ OfferRequest Request() {
   request.short_windows = {8192, 4096};
   request.batch_sequences = 16;
   request.steps = 1000;
+  request.evaluated = {.rows = 1 << 20, .longest = 16384, .pairs = 8e9, .times = 11, .shadows = 20};
+  request.evaluated.shadow_rows = 1 << 16;
   for (const double keep : {0.8, 0.6, 0.5, 0.4}) {
     request.tokens.push_back({.scope = Scope::kStack, .keep = std::vector<double>(32, keep)});
     std::vector<double> later(32, 1.0);

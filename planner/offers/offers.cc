@@ -70,6 +70,7 @@ class Enumeration {
   // A run shape with its path of policies and what prices it.
   struct Path {
     RunShape run;
+    RunSeconds beside;
     MemoryOptions memory;
     LayerMix mix;
   };
@@ -91,8 +92,9 @@ class Enumeration {
   Offer RunOf(const Candidate& candidate) const;
   Offer OfferOf(const Candidate& candidate) const;
   MemoryForecast ForecastOf(const MemoryOptions& memory, int64_t micro_batches) const;
-  RunSeconds SecondsOf(const StepClock& clock, const StepSeconds& step, int64_t micro_batches,
-                       int64_t micro_batch_sequences) const;
+  // Whatever layers store; and with the steps.
+  RunSeconds BesideSteps(const StepClock& clock, int64_t micro_batch_sequences) const;
+  RunSeconds WithSteps(RunSeconds beside, const StepSeconds& step, int64_t micro_batches) const;
   // Fills in what an offer takes, by what it runs.
   void Fill(const Work& work, MemoryOptions memory, int64_t micro_batches, Offer* offer) const;
 
@@ -186,8 +188,8 @@ int64_t Enumeration::AddCandidate(Path& path, const StepClock& clock, size_t ste
     path.memory.layers[l].stored = storage[l].stored;
     path.memory.layers[l].offload = storage[l].offload;
   }
-  const RunSeconds seconds = SecondsOf(clock, clock.Step(storage, path.run.micro_batches),
-                                       path.run.micro_batches, path.run.micro_batch_sequences);
+  const RunSeconds seconds =
+      WithSteps(path.beside, clock.Step(storage, path.run.micro_batches), path.run.micro_batches);
   Candidate candidate{.run = paths_.size(), .steps = steps};
   candidate.price = {.bytes = ForecastOf(path.memory, path.run.micro_batches).high.total,
                      .seconds = seconds.Total(),
@@ -211,6 +213,7 @@ void Enumeration::AddPath(size_t work, const StepClock& clock, const RankSplit& 
       .loss_segment_rows = loss_segment_rows,
       .micro_batches = MicroBatches(load, clock.sequences_of_rank(), micro_batch_sequences)};
   path.memory = MemoryOf(works_[work], split, micro_batch_sequences, loss_segment_rows);
+  path.beside = BesideSteps(clock, micro_batch_sequences);
   const bool down_trains = request_.tuning.full || request_.tuning.adapters.down > 0;
   std::vector<std::vector<StorageChoice>> layers;
   for (size_t l = 0; l < path.memory.layers.size(); ++l) {
@@ -297,17 +300,20 @@ MemoryForecast Enumeration::ForecastOf(const MemoryOptions& memory, int64_t micr
                            .packs_keys = memory.packs_keys});
 }
 
-RunSeconds Enumeration::SecondsOf(const StepClock& clock, const StepSeconds& step,
-                                  int64_t micro_batches, int64_t micro_batch_sequences) const {
+RunSeconds Enumeration::BesideSteps(const StepClock& clock, int64_t micro_batch_sequences) const {
   const Evaluated& evaluated = request_.evaluated;
-  RunSeconds seconds{
-      .steps = static_cast<double>(request_.steps) * step.Total(),
+  return {
       .evaluations = static_cast<double>(evaluated.times) * clock.Evaluation(micro_batch_sequences),
       .shadows = static_cast<double>(evaluated.shadows) * clock.Shadow(micro_batch_sequences),
       .scoring = clock.Scoring(micro_batch_sequences)};
+}
+
+RunSeconds Enumeration::WithSteps(RunSeconds beside, const StepSeconds& step,
+                                  int64_t micro_batches) const {
+  beside.steps = static_cast<double>(request_.steps) * step.Total();
   // An offer is run with its bytes as a budget, which is tight, and then a micro-batch comes first.
-  if (!request_.learning) seconds.rehearsal = step.Total() / static_cast<double>(micro_batches);
-  return seconds;
+  if (!request_.learning) beside.rehearsal = step.Total() / static_cast<double>(micro_batches);
+  return beside;
 }
 
 Offer Enumeration::OfferOf(const Candidate& candidate) const {
@@ -333,7 +339,7 @@ void Enumeration::Fill(const Work& work, MemoryOptions memory, int64_t micro_bat
                       static_cast<double>(request_.batch_sequences);
   offer->tokens_per_second = rows / offer->step.Total();
   const RunSeconds seconds =
-      SecondsOf(clock, offer->step, micro_batches, offer->micro_batch_sequences);
+      WithSteps(BesideSteps(clock, offer->micro_batch_sequences), offer->step, micro_batches);
   offer->finish_seconds = seconds.Total();
   offer->evaluation_seconds = seconds.evaluations;
   offer->shadow_seconds = seconds.shadows;

@@ -619,7 +619,10 @@ class Run {
           absl::StrCat(CountParameters(engine_->trainables()), " of ", engine_->parameters(),
                        " parameters train (", engine_->tuner().kind(), ", ",
                        engine_->trainables().size(), " tensors), ", total_steps_, " steps"));
-    if (inputs_.eval && state_.step == 0) LEMO_RETURN_IF_ERROR(Evaluate());
+    if (inputs_.eval && state_.step == 0) {
+      if (Stopping()) return Interrupted();
+      LEMO_RETURN_IF_ERROR(Evaluate());
+    }
     const int32_t eval_every = spec().eval().every_steps();
     const int32_t save_every = spec().checkpoint().every_steps();
     while (state_.step < total_steps_) {
